@@ -1,0 +1,28 @@
+"Tests run offline, in one thread, and skip the browser where there is none"
+import os, shutil
+for k,v in dict(HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1', HF_DATASETS_OFFLINE='1', OMP_NUM_THREADS='1', MKL_NUM_THREADS='1',
+                TOKENIZERS_PARALLELISM='false', MPLBACKEND='agg').items(): os.environ.setdefault(k, v)
+
+import pytest
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'slow: takes more than half a minute')
+    config.addinivalue_line('markers', 'browser: needs Chromium')
+
+def find_chromium():
+    "`$CHROMIUM`, or a Chromium or Chrome on PATH"
+    named = os.environ.get('CHROMIUM')
+    if named: return named if os.path.exists(named) else None
+    return next(filter(None, map(shutil.which, ('chromium','chromium-browser','google-chrome','/usr/bin/chromium'))), None)
+
+@pytest.fixture(scope='module')
+def browser():
+    "A headless Chromium that nothing outside the page is asked for"
+    exe = find_chromium()
+    if exe is None: pytest.skip('no Chromium: install chromium or set CHROMIUM to its path')
+    sync = pytest.importorskip('playwright.sync_api')
+    args = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+    with sync.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=exe, headless=True, args=args)
+        yield b
+        b.close()

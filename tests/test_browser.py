@@ -1,0 +1,163 @@
+"The page of `viz.page` in a real browser: what it asks for, what it shows, and what it does with hostile names."
+import os, shutil
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from PIL import Image
+from sae_notebooks.viz.figures import png, score_strips
+from sae_notebooks.viz.page import write_page
+
+pytestmark = pytest.mark.browser
+HOSTILE = ['<img src=x onerror=alert(1)>', '</script><script>alert(2)</script>', '"><svg onload=alert(3)>', '<!--<script>', '&lt;b&gt; {{7*7}}', "' onmouseover='alert(4)"]
+ARGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+
+def chromium_path():
+    names = [os.environ.get('CHROMIUM'), 'chromium', 'google-chrome', '/usr/bin/chromium']
+    return next((found for n in names if n and (found:=shutil.which(n))), None)
+
+@pytest.fixture(scope='module')
+def browser():
+    playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+    path = chromium_path()
+    if path is None: pytest.skip('no Chromium: install it (apt-get install chromium) or name it in $CHROMIUM')
+    with playwright.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=path, headless=True, args=ARGS)
+        yield b
+        b.close()
+
+def image(i): return Image.new('RGB', (40, 30), (i*37 % 256, i*91 % 256, 120))
+
+def write(path, n, **kw):
+    rng = np.random.default_rng(0)
+    ms = rng.uniform(.1, .9, n).round(4)
+    features = pd.DataFrame(dict(ms=ms, ms_lo=ms-.05, ms_hi=ms+.05, support=rng.integers(1, 900, n),
+                                 label=[('zebra', 'kite')[i % 2] for i in range(n)], name=[HOSTILE[i % len(HOSTILE)] for i in range(n)]))
+    items,acts = rng.integers(0, 30, (n, 4)),-np.sort(-rng.random((n, 4)))
+    items[0,2:] = -1
+    args = dict(caption=lambda i: HOSTILE[i % len(HOSTILE)], title=HOSTILE[0], intro=HOSTILE[1], summary={HOSTILE[2]: HOSTILE[1]}, floor=.1, thumb=48)
+    write_page(path, features, items, acts, image, **args|kw)
+    return features
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    path = tmp_path_factory.mktemp('page')/'page.html'
+    return path,write(path, 60, figures=[(HOSTILE[0], png(score_strips(dict(topk=[.1, .2, .3]))))])
+
+class Watched:
+    "A tab that records what it should not see: requests, errors, dialogs."
+    def __init__(self, browser, path, width=1300, scheme='light'):
+        self.bad = []
+        self.tab = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme)
+        self.url = Path(path).as_uri()
+        self.tab.on('request', lambda r: None if r.url==self.url or r.url.startswith('data:') else self.bad.append(r.url))
+        self.tab.on('console', lambda m: self.bad.append(m.text) if m.type in ('error', 'warning') else None)
+        self.tab.on('pageerror', lambda e: self.bad.append(str(e)))
+        self.tab.on('dialog', lambda d: (self.bad.append('dialog '+d.message), d.dismiss()))
+        self.tab.goto(self.url)
+    def __enter__(self): return self
+    def __exit__(self, *exc): self.tab.close()
+    def text(self, selector): return self.tab.locator(selector).first.inner_text()
+    def texts(self, selector): return self.tab.locator(selector).all_inner_texts()
+    def ids(self): return self.texts('#rows button')
+    def picked(self): return self.text('#picked .name')
+
+@pytest.fixture
+def page(browser, small):
+    with Watched(browser, small[0]) as w:
+        yield w
+        assert w.bad==[]
+
+def test_hostile_names_are_text(page):
+    page.tab.wait_for_timeout(300)      # an injected image would have failed to load and fired by now
+    assert page.tab.title()==HOSTILE[0] and page.text('h1')==HOSTILE[0] and page.text('#intro')==HOSTILE[1]
+    assert page.texts('#summary dt')==[HOSTILE[2]] and page.texts('#summary dd')==[HOSTILE[1]]
+    assert set(page.texts('#rows td:nth-child(3)'))==set(HOSTILE)
+    assert set(page.texts('.photos figcaption'))<=set(HOSTILE)
+    assert page.tab.locator('img:not([src^="data:image/"])').count()==0 and page.tab.locator('script').count()==2
+
+def test_pictures_load(page):
+    loaded = page.tab.evaluate('Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth > 0)))')
+    assert len(loaded)>50 and all(loaded)
+    assert page.tab.locator('#gallery [data-card="0"] img, #picked img').count()>=2
+
+def test_policy_refuses(browser, small):
+    "Were markup ever injected, the browser would not act on it."
+    with Watched(browser, small[0]) as w:
+        blocked = w.tab.evaluate('''() => new Promise(done => {
+            const seen = [];
+            document.addEventListener("securitypolicyviolation", e => { seen.push(e.effectiveDirective); if (seen.length === 2) done(seen.sort()); });
+            document.body.append(Object.assign(new Image(), {src: "http://127.0.0.1:9/x.png"}));
+            const b = document.createElement("button"); b.setAttribute("onclick", "window.pwned = 1"); document.body.append(b); b.click();
+            setTimeout(() => done(seen), 3000); })''')
+        assert blocked==['img-src', 'script-src-attr'] and w.tab.evaluate('window.pwned')is None
+
+def test_sort(page, small):
+    by = small[1].ms.sort_values(ascending=False, kind='stable').index.astype(str).tolist()
+    assert page.ids()==by[:25]
+    page.tab.click('#head button:has-text("ms")')
+    assert page.ids()==by[::-1][:25] and page.tab.get_attribute('#head th:has-text("ms")', 'aria-sort')=='ascending'
+    page.tab.click('#next'); page.tab.click('#next')
+    assert page.ids()==by[::-1][50:] and page.tab.is_disabled('#next')
+    page.tab.click('#head button:has-text("feature")'); page.tab.click('#head button:has-text("feature")')
+    assert page.ids()==[str(i) for i in range(25)]
+
+def test_search(page):
+    page.tab.fill('#query', 'ZEBRA onload')
+    assert page.ids() and all(int(i) % 6==2 for i in page.ids()) and '10 of 60' in page.text('#count')
+    assert page.tab.locator('.hits').count()==1
+    page.tab.fill('#query', 'no such thing')
+    assert page.ids()==[] and page.text('#count')=='no feature matches'
+    page.tab.fill('#query', '')
+    assert len(page.ids())==25 and page.tab.locator('.hits').count()==0
+
+def test_click_selects(page, small):
+    row = page.ids()[3]
+    page.tab.click('#rows tr:nth-child(4) td:nth-child(5)')
+    assert page.picked().split()[0]==row and page.tab.get_attribute('#rows tr:nth-child(4)', 'aria-current')
+    other = int(page.ids()[10])
+    x,y = page.tab.evaluate(f'[X(support.values[{other}]), Y(score.values[{other}])]')
+    page.tab.hover('#plot', position=dict(x=x, y=y))
+    assert f'{small[1].ms[other]:.3g}' in page.text('#readout')
+    page.tab.click('#plot', position=dict(x=x, y=y))
+    assert page.picked().split()[0]==str(other)
+
+def test_keyboard(page):
+    press,focused = page.tab.keyboard.press,lambda: page.tab.evaluate('document.activeElement.id || document.activeElement.textContent')
+    press('/')
+    assert focused()=='query'
+    page.tab.keyboard.type('kite')
+    ids = page.ids()
+    for _ in range(30):
+        press('Tab')
+        if focused()==ids[0]: break
+    press('ArrowDown'); press('Enter')
+    assert focused()==ids[1] and page.picked().split()[0]==ids[1]
+    for _ in range(24): press('ArrowDown')
+    assert page.ids()[0]==focused()!=ids[0] and page.text('#count').startswith('26')
+    page.tab.focus('#plot'); press('ArrowRight')
+    assert page.picked().split()[0]==ids[2]
+    page.tab.focus('#head button'); press('Enter')
+    assert focused()=='feature' and page.tab.locator('#head th[aria-sort]').count()==1
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_narrow(browser, small, scheme):
+    with Watched(browser, small[0], width=390, scheme=scheme) as w:
+        assert w.tab.evaluate('document.documentElement.scrollWidth')<=390
+        assert w.tab.evaluate('''[...document.querySelectorAll("body *")].filter(e => !e.closest("#scroll") && !e.closest("svg") && e.getBoundingClientRect().right > 391).length''')==0
+        light = w.tab.evaluate('getComputedStyle(document.body).backgroundColor')=='rgb(255, 255, 255)'
+        assert light==(scheme=='light') and w.bad==[]
+
+def test_nothing_to_plot(browser, tmp_path):
+    write_page(tmp_path/'bare.html', pd.DataFrame(dict(ms=[np.nan]*3), index=['a', 'b', 'c']), np.full((3, 2), -1), np.zeros((3, 2)), image)
+    with Watched(browser, tmp_path/'bare.html') as w:
+        assert w.ids()==['a', 'b', 'c'] and w.texts('#rows td:nth-child(2)')==['–']*3 and 'no feature has both' in w.text('#readout')
+        assert not w.tab.is_visible('#plot') and not w.tab.is_visible('#photographs') and w.bad==[]
+
+def test_65k_features(browser, tmp_path):
+    write(tmp_path/'big.html', 65_000)
+    search = '''async q => { const i = document.getElementById("query"), t = performance.now(); i.value = q; i.dispatchEvent(new Event("input"));
+        await new Promise(r => requestAnimationFrame(() => setTimeout(r))); return performance.now() - t; }'''
+    with Watched(browser, tmp_path/'big.html') as w:
+        took = {q: w.tab.evaluate(search, q) for q in ('zebra', 'zebra onload', '64999', '')}
+        assert max(took.values())<1000, took
+        w.tab.fill('#query', '64999')
+        assert w.ids()==['64999'] and w.bad==[]

@@ -1,0 +1,15 @@
+"Every narrative notebook runs from top to bottom in a fresh kernel, as its reader would run it"
+import pytest
+from project import narrative, nb_id, notebooks, outputs, root
+from sae_notebooks.dev.run import parameters, run_nb
+import nbformat
+
+@pytest.mark.parametrize('path', notebooks(*narrative), ids=nb_id)
+def test_runs(path):
+    out = run_nb(path, root/'_runs'/nb_id(path), timeout=600)
+    stopped = [o for c in nbformat.read(out, 4).cells for o in c.get('outputs',[]) if o.output_type=='error']
+    assert not stopped, f'{out} holds an error: {stopped[0].evalue}'
+
+@pytest.mark.parametrize('path', notebooks(*narrative), ids=nb_id)
+def test_has_parameters(path):
+    assert parameters(nbformat.read(path, 4)), f'{nb_id(path)}: tag the cell that holds its defaults `parameters`, one assignment to a line'
