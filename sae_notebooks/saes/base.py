@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['architectures', 'picked', 'SAE', 'geometric_median', 'fold_scale', 'unit_atoms', 'register', 'make_sae', 'save_sae',
-           'load_sae']
+           'load_sae', 'check_sae']
 
-# %% ../../nbs/saes/10_base.ipynb #e77ccd20
+# %% ../../nbs/saes/10_base.ipynb #c4614baa
+import importlib.util
+import pkgutil
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from ..core.codes import Codes, flat_to_codes, sparse_decode
 from ..core.files import BadInput, NotFound, atomic, read_json, write_json
 
-# %% ../../nbs/saes/10_base.ipynb #11d16f2a
+# %% ../../nbs/saes/10_base.ipynb #b195151b
 class _Picked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W_enc, bias, pre_acts, flat):
@@ -42,7 +44,7 @@ def picked(
     "The selected pre-activations, with gradients to `W_enc` and `bias` that cost as much as there are entries."
     return _Picked.apply(x, W_enc, bias, pre_acts, flat)
 
-# %% ../../nbs/saes/10_base.ipynb #cb5b928b
+# %% ../../nbs/saes/10_base.ipynb #6741210e
 class SAE(nn.Module):
     "Weights and the parts that all architectures share."
     architecture,defaults = None,{}
@@ -60,7 +62,7 @@ class SAE(nn.Module):
         g = torch.Generator().manual_seed(seed)
         W_dec = F.normalize(torch.randn(d_sae, d_in, generator=g), dim=1)
         self.W_dec,self.b_dec = nn.Parameter(W_dec),nn.Parameter(torch.zeros(d_in))
-        self.W_enc,self.b_enc = nn.Parameter(W_dec.T.clone()),nn.Parameter(torch.zeros(d_sae))
+        self.W_enc,self.b_enc = nn.Parameter(W_dec.T.contiguous()),nn.Parameter(torch.zeros(d_sae))
 
     def __repr__(self): return f'{type(self).__name__}({", ".join(f"{k}={v}" for k,v in self.cfg.items() if k!="architecture")})'
     d_in  = property(lambda self: self.W_enc.shape[0])
@@ -89,7 +91,7 @@ class SAE(nn.Module):
         recons = self.decode(codes)
         return (x-recons).square().sum(1).mean(),recons
 
-# %% ../../nbs/saes/10_base.ipynb #3e678490
+# %% ../../nbs/saes/10_base.ipynb #eac6fae4
 def geometric_median(
     x:Tensor,      # (n, d)
     steps:int=100, # at most
@@ -104,7 +106,7 @@ def geometric_median(
         m = new
     return m
 
-# %% ../../nbs/saes/10_base.ipynb #b1214e24
+# %% ../../nbs/saes/10_base.ipynb #24b2505b
 @torch.no_grad()
 def fold_scale(
     sae:SAE,      # trained on x/scale
@@ -123,7 +125,7 @@ def unit_atoms(
     sae.W_dec.div_(sae.W_dec.norm(dim=1,keepdim=True).clamp_min(1e-12))
     return sae
 
-# %% ../../nbs/saes/10_base.ipynb #6aa896a1
+# %% ../../nbs/saes/10_base.ipynb #454c6313
 architectures = {}
 
 def register(
@@ -133,15 +135,20 @@ def register(
     architectures[cls.architecture] = cls
     return cls
 
+def _import_all():
+    "Each module of this layer registers what it defines."
+    for m in pkgutil.iter_modules(importlib.util.find_spec('sae_notebooks.saes').submodule_search_locations): importlib.import_module(f'sae_notebooks.saes.{m.name}')
+
 def make_sae(
     architecture:str, # a registered name
     **kw,             # `d_in`, `d_sae`, `seed` and the architecture's options
 )->SAE:
     "A fresh SAE by the name of its architecture."
+    if architecture not in architectures: _import_all()
     if architecture not in architectures: raise BadInput(f'no architecture {architecture!r}; there are: {", ".join(sorted(architectures))}')
     return architectures[architecture](**kw)
 
-# %% ../../nbs/saes/10_base.ipynb #d8a8b739
+# %% ../../nbs/saes/10_base.ipynb #4a11c2c4
 def save_sae(
     sae:SAE,            # any registered architecture
     path:str|Path,      # a folder
@@ -178,3 +185,22 @@ def load_sae(
         if not t.isfinite().all(): raise BadInput(f'{path}: {k} holds NaN or infinite numbers')
         v.copy_(t)
     return sae.eval()
+
+# %% ../../nbs/saes/10_base.ipynb #24238ca0
+def check_sae(
+    sae:SAE,        # any architecture
+    x:Tensor,       # rows to try it on, (n, d_in)
+    folder:str|Path,# for saving
+):
+    "Raise `AssertionError` unless saving, folding and gradients are as they should be."
+    loose = [n for n,p in sae.named_parameters() if not p.is_contiguous()]
+    assert not loose, f'{loose} are not contiguous: fused optimisers pair weights and gradients by their place in memory'
+    with torch.no_grad(): want = sae.eval()(x)
+    save_sae(sae, folder)
+    assert torch.equal(load_sae(folder)(x), want), 'the saved SAE answers differently'
+    with torch.no_grad(): folded = fold_scale(load_sae(folder), 7.)(x*7)/7
+    assert torch.allclose(folded, want, atol=1e-4*float(want.abs().max())), 'folding the scale changed the output'
+    loss,_ = sae.train().recon_loss(x, sae.train_codes(x))
+    sae.zero_grad(); loss.backward()
+    dry = [n for n,p in sae.named_parameters() if p.grad is None or not p.grad.abs().sum()>0]
+    assert not dry, f'the loss does not reach {dry}'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['group_sizes', 'column_range', 'nested_recons', 'MatryoshkaSAE']
 
-# %% ../../nbs/saes/60_matryoshka.ipynb #580c2dad
+# %% ../../nbs/saes/60_matryoshka.ipynb #e0e0daed
 import torch
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from ..core.files import BadInput
 from .base import register
 from .topk import BatchTopKSAE
 
-# %% ../../nbs/saes/60_matryoshka.ipynb #86e1fc46
+# %% ../../nbs/saes/60_matryoshka.ipynb #25fc9444
 def group_sizes(
     d_sae:int,       # number of features
     fractions:tuple=(.0625,.125,.25,.5625), # of each group (SAEs on vision-language models, section 4)
@@ -24,7 +24,7 @@ def group_sizes(
     if not all(sizes) or sum(sizes)>=d_sae: raise BadInput(f'{d_sae} features are too few for groups of {fractions}')
     return sizes+[d_sae-sum(sizes)]
 
-# %% ../../nbs/saes/60_matryoshka.ipynb #d2f4fe8b
+# %% ../../nbs/saes/60_matryoshka.ipynb #61eaeceb
 def column_range(
     codes:Codes, # (n, d_sae)
     lo:int,      # first feature
@@ -46,14 +46,19 @@ def nested_recons(
         out.append(out[-1]+part if out else part); lo += s
     return out
 
-# %% ../../nbs/saes/60_matryoshka.ipynb #2e5daca3
+# %% ../../nbs/saes/60_matryoshka.ipynb #a65589c3
 @register
 class MatryoshkaSAE(BatchTopKSAE):
     "BatchTopK with nested groups (Bussmann et al. 2025)."
     architecture = 'matryoshka'
     defaults = dict(BatchTopKSAE.defaults, fractions=(.0625,.125,.25,.5625), loss_scale='mean')
 
-    def __init__(self, d_in:int, d_sae:int, seed:int=0, **options):
+    def __init__(self,
+        d_in:int,   # width of the activations
+        d_sae:int,  # number of features
+        seed:int=0, # of the initial dictionary
+        **options,  # changes to `defaults`
+    ):
         super().__init__(d_in, d_sae, seed, **options)
         self.sizes = group_sizes(d_sae, tuple(self.cfg['fractions']))
         self.cfg['fractions'] = list(self.cfg['fractions'])
