@@ -1,1 +1,18 @@
 __version__ = "0.1.0"
+
+# The nouns and verbs, loaded when they are first used: importing the package stays quick.
+_names = {
+    'ActStore':'acts.store', 'extract':'acts.extract', 'load_vision':'acts.vision', 'open_images':'core.data', 'open_words':'core.data', 'verify':'core.data',
+    'Codes':'core.codes', 'capture':'core.hooks', 'replace':'core.hooks', 'points':'core.hooks', 'plant':'core.synthetic',
+    'SAE':'saes.base', 'make_sae':'saes.base', 'load_sae':'saes.base', 'save_sae':'saes.base', 'train':'training.loop', 'TrainConfig':'training.loop',
+    'MonosemanticityScore':'metrics.monosemanticity', 'Reconstruction':'metrics.reconstruction', 'FeatureReport':'metrics.report', 'measure':'metrics.report',
+    'load_report':'metrics.report', 'write_page':'viz.page',
+}
+__all__ = sorted(_names)
+
+def __getattr__(name):
+    if name not in _names: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from importlib import import_module
+    return getattr(import_module(f'{__name__}.{_names[name]}'), name)
+
+def __dir__(): return sorted({*globals(), *_names})

@@ -5,22 +5,21 @@
 # %% auto #0
 __all__ = ['views', 'to_rows', 'extract']
 
-# %% ../../nbs/acts/50_extract.ipynb #e673fecd
+# %% ../../nbs/acts/50_extract.ipynb #695549ad
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .store import ActStore, StoreWriter
 from .vision import VisionModel, load_vision
 from ..core.data import Images, open_images
-from ..core.files import BadInput, fingerprint
+from ..core.files import BadInput, fingerprint, progress_bar
 from ..core.hooks import capture, module_at
 
-# %% ../../nbs/acts/50_extract.ipynb #c646a449
+# %% ../../nbs/acts/50_extract.ipynb #952aded6
 def views(
     image,           # a PIL image
     n:int,           # how many, the first being the whole image
@@ -37,7 +36,7 @@ def views(
         out.append(crop.transpose(0) if rng.random()<.5 else crop) # 0: mirrored left to right
     return out
 
-# %% ../../nbs/acts/50_extract.ipynb #a15e13cc
+# %% ../../nbs/acts/50_extract.ipynb #38a053cf
 def to_rows(
     act:Tensor, # what a hook gave: (n, d), (n, tokens, d) or (n, channels, h, w)
     rule:str,   # `mean`, `all` or `cls`
@@ -50,7 +49,7 @@ def to_rows(
     if rule=='cls' and (conv or act.shape[1]==1): raise BadInput('rule "cls" asks for a class token, and this layer has none: use mean or all')
     return dict(mean=lambda: act.mean(1,keepdim=True), all=lambda: act, cls=lambda: act[:,:1])[rule]()
 
-# %% ../../nbs/acts/50_extract.ipynb #940de6ab
+# %% ../../nbs/acts/50_extract.ipynb #1716b794
 def _decode(images, lo, hi, n_views, seed, skip_bad):
     ims,item,skipped = [],[],[]
     for i in range(lo, hi):
@@ -68,7 +67,7 @@ def _prefetched(fn, spans):
             now,nxt = nxt,pool.submit(fn, *spans[i+1]) if i+1<len(spans) else None
             yield span,now.result()
 
-# %% ../../nbs/acts/50_extract.ipynb #92f352c0
+# %% ../../nbs/acts/50_extract.ipynb #595c062f
 def _forward(model, point, rule, ims):
     with capture(model.net, point, stop=True) as acts: model.features(model.pixels(ims).to(model.device))
     if point not in acts: raise BadInput(f'{point!r} does not run in a forward pass over images: hook another module')
@@ -79,7 +78,7 @@ def _origin(rows, item, n_views):
     view,place = torch.arange(n)%n_views,torch.arange(r)
     return torch.tensor(item).repeat_interleave(r),(view[:,None]*r+place).flatten()
 
-# %% ../../nbs/acts/50_extract.ipynb #7dbb8458
+# %% ../../nbs/acts/50_extract.ipynb #383821b3
 def extract(
     model:VisionModel|str,     # an adapter, or what `load_vision` takes
     images:Images|str|Path,    # images, or what `open_images` takes
@@ -106,7 +105,7 @@ def extract(
     meta = dict(model=model.name, point=point, rule=rule, n_views=n_views, step=step, seed=seed, skip_bad=skip_bad, images=fingerprint([*images.items.file]), size=str(getattr(model,'size','')))
     w = StoreWriter(out, meta, dtype, shard_rows)
     spans = [(i,min(i+step,len(images))) for i in range(w.next_item, len(images), step)]
-    bar = tqdm(total=len(images), initial=min(w.next_item,len(images)), unit='img', desc='extract', disable=not progress)
+    bar = progress_bar(show=progress, total=len(images), initial=min(w.next_item,len(images)), unit='img', desc='extract')
     with torch.no_grad(), bar:
         for (lo,hi),(ims,item,skipped) in _prefetched(lambda a,b: _decode(images,a,b,n_views,seed,skip_bad), spans):
             rows = _forward(model, point, rule, ims) if ims else None
