@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['top_examples', 'FeatureReport', 'load_report', 'one_row_each', 'encode_rows', 'score_features', 'measure']
 
-# %% ../../nbs/metrics/80_report.ipynb #0c458e41
+# %% ../../nbs/metrics/80_report.ipynb #a32aece0
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .monosemanticity import MonosemanticityScore, bootstrap, jackknife, lift, m
 from .reconstruction import Reconstruction
 from ..saes.base import SAE
 
-# %% ../../nbs/metrics/80_report.ipynb #18669163
+# %% ../../nbs/metrics/80_report.ipynb #40dd4de5
 def top_examples(
     codes:Codes, # (n, d_sae)
     m:int=9,     # images for each feature
@@ -37,7 +37,7 @@ def top_examples(
     rows[col[keep],rank[keep]],acts[col[keep],rank[keep]] = row[keep],val[keep]
     return rows,acts
 
-# %% ../../nbs/metrics/80_report.ipynb #1e17e52b
+# %% ../../nbs/metrics/80_report.ipynb #48151d57
 @dataclass
 class FeatureReport:
     "What is known about the features of an SAE."
@@ -69,7 +69,7 @@ def load_report(
     if len(features)!=len(t['items'][0]): raise BadInput(f'{path}: report.csv has {len(features)} features, examples.safetensors {len(t["items"][0])}')
     return FeatureReport(features, read_json(path/'report.json'), np.array(t['items'][0]), np.array(t['acts'][0]))
 
-# %% ../../nbs/metrics/80_report.ipynb #de49ddc5
+# %% ../../nbs/metrics/80_report.ipynb #54cc21ed
 def one_row_each(
     store:ActStore, # any
 )->np.ndarray: # positions of the rows, one for each item that has any
@@ -95,7 +95,7 @@ def encode_rows(
         out.append(codes.to('cpu'))
     return cat_codes(out)
 
-# %% ../../nbs/metrics/80_report.ipynb #44714b75
+# %% ../../nbs/metrics/80_report.ipynb #21ecb410
 def score_features(
     codes,             # features of n images: `Codes`, or dense (n, d_sae)
     emb:Tensor,        # evaluation embeddings, (n, d_emb)
@@ -115,7 +115,7 @@ def score_features(
         extra['purity_floor'] = p.floor()
     return df.rename_axis('feature'),extra
 
-# %% ../../nbs/metrics/80_report.ipynb #6f52d388
+# %% ../../nbs/metrics/80_report.ipynb #d6b82f6d
 def measure(
     sae:SAE,           # a trained SAE
     store:ActStore,    # activations of images, best of ones it was not trained on
