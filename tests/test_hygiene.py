@@ -144,7 +144,7 @@ def test_outputs(path):
 
 @each_nb
 def test_output_budget(path):
-    limit,size = 1_000_000 if nb_id(path).startswith('papers/') else 300_000, path.stat().st_size
+    limit,size = 1_000_000 if nb_id(path).startswith('papers/') else 600_000 if nb_id(path).startswith('tutorials/') else 300_000, path.stat().st_size
     assert size<=limit, f'{nb_id(path)} has {size:,} bytes, {limit:,} are allowed → fewer or smaller figures (PNG rather than dense Plotly or SVG)'
 
 # --- how notebooks are written ---------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'map_tensors', 'StoreWriter', 'ActStore', 'Shuffled']
 
-# %% ../../nbs/acts/10_store.ipynb #965e36b6
+# %% ../../nbs/acts/10_store.ipynb #51a64892
 import json
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.files import BadInput, NotFound, atomic, inside, make_folder, read_json, sha256, write_json
 
-# %% ../../nbs/acts/10_store.ipynb #568efa74
+# %% ../../nbs/acts/10_store.ipynb #aa605568
 _types = dict(F64=(np.float64,None), F32=(np.float32,None), F16=(np.float16,None), BF16=(np.int16,torch.bfloat16), I64=(np.int64,None), I32=(np.int32,None))
 
 def map_tensors(
@@ -38,7 +38,7 @@ def _map(path, start, dtype, shape, data_offsets):
     if b-a!=np.prod(shape,dtype=np.int64)*np.dtype(np_type).itemsize or start+b>path.stat().st_size: raise ValueError(f'{path.stat().st_size} bytes are too few')
     return (np.memmap(path, np_type, 'r', start+a, tuple(shape)) if b>a else np.empty(shape,np_type)),view
 
-# %% ../../nbs/acts/10_store.ipynb #42c2035c
+# %% ../../nbs/acts/10_store.ipynb #e4620db8
 FORMAT,VERSION = 'sae_notebooks.ActStore',1
 
 class StoreWriter:
@@ -101,7 +101,7 @@ class StoreWriter:
         write_json(self.path/'store.json', self.man)
         return ActStore(self.path)
 
-# %% ../../nbs/acts/10_store.ipynb #2236178c
+# %% ../../nbs/acts/10_store.ipynb #3b603621
 class ActStore:
     "`n` rows of `d_in` activations on disk, and the item each came from."
     def __init__(self,
@@ -155,7 +155,7 @@ class ActStore:
         for s in self.man['shards']:
             if sha256(self.path/s['file'])!=s['sha256']: raise BadInput(f'{self.path/s["file"]} has changed since it was written: its hash differs')
 
-# %% ../../nbs/acts/10_store.ipynb #73530d83
+# %% ../../nbs/acts/10_store.ipynb #a97c5fa6
 class Shuffled:
     "Endless shuffled batches of a store; batch `step` depends on the seed and the step alone."
     def __init__(self,

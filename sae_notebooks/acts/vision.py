@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VisionModel', 'TransformersVision', 'OpenClip', 'TwoTowers', 'SmallImageText', 'load_vision']
 
-# %% ../../nbs/acts/20_vision.ipynb #e6d41c20
+# %% ../../nbs/acts/20_vision.ipynb #341cee08
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ..core.compat import import_torchvision
 from ..core.data import model_folder
 from ..core.files import BadInput, NotFound
 
-# %% ../../nbs/acts/20_vision.ipynb #a9ff72c0
+# %% ../../nbs/acts/20_vision.ipynb #9473a97e
 class VisionModel:
     "An image model: `net` is what hooks attach to."
     point = None # the hook point to use when none is named
@@ -42,7 +42,7 @@ class VisionModel:
         if not len(texts): raise BadInput('embed_text was given no texts')
         return F.normalize(self.text_features(list(texts)), dim=-1)
 
-# %% ../../nbs/acts/20_vision.ipynb #01411b6d
+# %% ../../nbs/acts/20_vision.ipynb #3f54fc44
 @contextmanager
 def _no_bars():
     from transformers.utils import logging
@@ -51,7 +51,7 @@ def _no_bars():
     try: yield
     finally: logging.enable_progress_bar() if was else None
 
-# %% ../../nbs/acts/20_vision.ipynb #471c28e6
+# %% ../../nbs/acts/20_vision.ipynb #8da49c76
 class TransformersVision(VisionModel):
     "A transformers model by name or from a folder, with its own image processor."
     def __init__(self,
@@ -81,7 +81,7 @@ class TransformersVision(VisionModel):
         out = self.net.get_text_features(**AutoTokenizer.from_pretrained(self.path)(texts, padding=True, truncation=True, return_tensors='pt').to(self.device))
         return out if isinstance(out, Tensor) else out.pooler_output
 
-# %% ../../nbs/acts/20_vision.ipynb #39cdfb95
+# %% ../../nbs/acts/20_vision.ipynb #f84e22b4
 class OpenClip(VisionModel):
     "An open_clip model: `architecture/pretrained`, `hf-hub:…`, or a folder."
     def __init__(self,
@@ -100,7 +100,7 @@ class OpenClip(VisionModel):
     def features(self, pixels): return self.net.encode_image(pixels)
     def text_features(self, texts): return self.net.encode_text(self.tokenizer(texts).to(self.device))
 
-# %% ../../nbs/acts/20_vision.ipynb #ae7eae8d
+# %% ../../nbs/acts/20_vision.ipynb #bf5f7271
 class TwoTowers(nn.Module):
     "A pooled image tower with a residual head into a joint space, and a text tower that ends there."
     def __init__(self,
@@ -118,6 +118,7 @@ class TwoTowers(nn.Module):
         x = self.norm(self.vision(pixel_values=pixel_values).pooler_output)
         return self.linear(x)+self.mlp(x)
 
+# %% ../../nbs/acts/20_vision.ipynb #66df5bd7
 class SmallImageText(TransformersVision):
     "Two towers from one folder: `vision/`, `text/` and `image_head.safetensors`."
     def __init__(self,
@@ -139,7 +140,7 @@ class SmallImageText(TransformersVision):
     def features(self, pixels): return self.net(pixels)
     def text_features(self, texts): return self.net.text(**self.tokenizer(texts, padding=True, truncation=True, return_tensors='pt').to(self.device)).text_embeds
 
-# %% ../../nbs/acts/20_vision.ipynb #1cd964db
+# %% ../../nbs/acts/20_vision.ipynb #6379d44c
 def load_vision(
     name:str,                 # an embedded model, a folder, an open_clip or a transformers name
     device:str='cpu',         # where it runs

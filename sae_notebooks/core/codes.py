@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Codes', 'dense_to_codes', 'flat_to_codes', 'cat_codes', 'slice_codes', 'sparse_decode']
 
-# %% ../../nbs/core/30_codes.ipynb #4c1f9d17
+# %% ../../nbs/core/30_codes.ipynb #0abfbb86
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .files import BadInput
 
-# %% ../../nbs/core/30_codes.ipynb #6a62cd98
+# %% ../../nbs/core/30_codes.ipynb #a7cf552d
 @dataclass
 class Codes:
     "Sparse `feature_acts`, in compressed sparse rows."
@@ -32,7 +32,7 @@ class Codes:
 
 def _nodtype(kw): return {k:v for k,v in kw.items() if k!='dtype'}
 
-# %% ../../nbs/core/30_codes.ipynb #dc4da499
+# %% ../../nbs/core/30_codes.ipynb #27d392f0
 def dense_to_codes(
     feature_acts:Tensor, # (n, d_sae)
 )->Codes:
@@ -42,7 +42,7 @@ def dense_to_codes(
     row_ptr = F.pad(torch.bincount(r, minlength=len(feature_acts)).cumsum(0), (1,0))
     return Codes(row_ptr, c, feature_acts[r,c], feature_acts.shape[1])
 
-# %% ../../nbs/core/30_codes.ipynb #2dd1f113
+# %% ../../nbs/core/30_codes.ipynb #db3f5638
 def flat_to_codes(
     flat:Tensor,      # positions in the flattened (n, d_sae) matrix, any order, (nnz,)
     val:Tensor,       # values there, (nnz,)
@@ -54,7 +54,7 @@ def flat_to_codes(
     row_ptr = torch.searchsorted(flat, torch.arange(n+1, device=flat.device)*d_sae)
     return Codes(row_ptr, flat%d_sae, val[order], d_sae)
 
-# %% ../../nbs/core/30_codes.ipynb #d3d516c3
+# %% ../../nbs/core/30_codes.ipynb #7c5aeb33
 def cat_codes(
     batches:list, # `Codes` of the same width
 )->Codes:
@@ -63,6 +63,7 @@ def cat_codes(
     ptr = torch.cat([b.row_ptr[:-1]+e for b,e in zip(batches,ends)]+[batches[0].row_ptr.new_tensor([ends[-1]])])
     return Codes(ptr, torch.cat([b.idx for b in batches]), torch.cat([b.val for b in batches]), batches[0].d_sae)
 
+# %% ../../nbs/core/30_codes.ipynb #b23e2bdf
 def slice_codes(
     codes:Codes, # (n, d_sae)
     lo:int,      # first row
@@ -72,7 +73,7 @@ def slice_codes(
     a,b = codes.row_ptr[lo].item(),codes.row_ptr[hi].item()
     return Codes(codes.row_ptr[lo:hi+1]-a, codes.idx[a:b], codes.val[a:b], codes.d_sae)
 
-# %% ../../nbs/core/30_codes.ipynb #0a960e9d
+# %% ../../nbs/core/30_codes.ipynb #8a10d598
 def sparse_decode(
     codes:Codes,  # (n, d_sae)
     W_dec:Tensor, # dictionary, (d_sae, d_in)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['import_torchvision']
 
-# %% ../../nbs/core/07_compat.ipynb #22e1f443
+# %% ../../nbs/core/07_compat.ipynb #3777b7e8
 import importlib
 import sys
 
 import torch
 
-# %% ../../nbs/core/07_compat.ipynb #9f489c7f
+# %% ../../nbs/core/07_compat.ipynb #29cfbc0b
 def import_torchvision():
     "Import torchvision, also where its compiled operators do not load. Where it is sound, this is a plain import."
     try: return importlib.import_module('torchvision')

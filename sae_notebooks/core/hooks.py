@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['points', 'module_at', 'capture', 'replace']
 
-# %% ../../nbs/core/20_hooks.ipynb #7130bd26
+# %% ../../nbs/core/20_hooks.ipynb #48bb3032
 from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .files import BadInput
 
-# %% ../../nbs/core/20_hooks.ipynb #3fd92df8
+# %% ../../nbs/core/20_hooks.ipynb #fd7b105f
 def points(
     model:nn.Module,   # any torch model
     pattern:str='*',   # shell-style, e.g. `'*.layers.*'`
@@ -23,6 +23,7 @@ def points(
     "The names of the places in `model` that can be hooked."
     return [n for n,_ in model.named_modules() if n and fnmatch(n, pattern)]
 
+# %% ../../nbs/core/20_hooks.ipynb #4acc2d4c
 def module_at(
     model:nn.Module, # any torch model
     point:str,       # a module's path
@@ -33,7 +34,7 @@ def module_at(
     near = get_close_matches(point, mods, n=3, cutoff=.4) or list(mods)[1:4]
     raise BadInput(f'{type(model).__name__} has no module {point!r}; close to it: {", ".join(near)}. points(model) lists all')
 
-# %% ../../nbs/core/20_hooks.ipynb #133a1866
+# %% ../../nbs/core/20_hooks.ipynb #2a06a2dc
 def _first(out): return out[0] if isinstance(out, (tuple,list)) else out
 
 class _Enough(Exception): "Raised inside a forward pass to end it early."
@@ -48,7 +49,7 @@ def _hooked(model, fns):
     finally:
         for h in handles: h.remove()
 
-# %% ../../nbs/core/20_hooks.ipynb #171face6
+# %% ../../nbs/core/20_hooks.ipynb #cbd43952
 @contextmanager
 def capture(
     model:nn.Module,  # any torch model
@@ -64,7 +65,7 @@ def capture(
         return hook
     with _hooked(model, {p:save(p) for p in names}): yield acts
 
-# %% ../../nbs/core/20_hooks.ipynb #f862e82d
+# %% ../../nbs/core/20_hooks.ipynb #b1d31e14
 @contextmanager
 def replace(
     model:nn.Module,              # any torch model

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stream', 'Planted', 'plant', 'recovery']
 
-# %% ../../nbs/core/40_synthetic.ipynb #27c6cfb7
+# %% ../../nbs/core/40_synthetic.ipynb #67288783
 import hashlib
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from .codes import Codes, flat_to_codes, sparse_decode
 from .files import BadInput
 
-# %% ../../nbs/core/40_synthetic.ipynb #e4388e90
+# %% ../../nbs/core/40_synthetic.ipynb #789d890d
 def stream(
     name:str, # what the numbers are for
     seed:int, # which repetition
@@ -23,7 +23,7 @@ def stream(
     "A random generator that shares no numbers with `torch.manual_seed(seed)` or with a stream of another name."
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f'{name}/{seed}'.encode()).digest()[:7], 'big'))
 
-# %% ../../nbs/core/40_synthetic.ipynb #911dbd9d
+# %% ../../nbs/core/40_synthetic.ipynb #a6178072
 @dataclass
 class Planted:
     "Superposed features with known directions and frequencies."
@@ -38,6 +38,7 @@ class Planted:
         codes = flat_to_codes(on, 1+torch.rand(len(on), generator=g), n, len(self.freq))
         return sparse_decode(codes, self.directions)+self.noise*torch.randn(n, self.directions.shape[1], generator=g), codes
 
+# %% ../../nbs/core/40_synthetic.ipynb #a992dfec
 def plant(
     d_in:int=32,         # dimensions
     n_features:int=64,   # concepts, more than dimensions
@@ -53,7 +54,7 @@ def plant(
     d = torch.randn(n_features, d_in, generator=stream('planted directions', seed))
     return Planted(d/d.norm(dim=1,keepdim=True), freq, noise)
 
-# %% ../../nbs/core/40_synthetic.ipynb #63adf0c8
+# %% ../../nbs/core/40_synthetic.ipynb #f13c29c6
 def recovery(
     W_dec:Tensor,      # a learnt dictionary, (d_sae, d_in)
     directions:Tensor, # the planted one, (n_features, d_in)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/metrics/05_base.ipynb #c7229507
+# %% ../../nbs/metrics/05_base.ipynb #9f5688a7
 from ..core.compat import import_torchvision
 
-# %% ../../nbs/metrics/05_base.ipynb #d300c23a
-import_torchvision()
+# %% ../../nbs/metrics/05_base.ipynb #e7c7ea5e
+_torchvision = import_torchvision()
 
-# %% ../../nbs/metrics/05_base.ipynb #ecdeae4d
+# %% ../../nbs/metrics/05_base.ipynb #437154c3
 from torchmetrics import Metric

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['top_images', 'matched_support', 'raw_neurons', 'random_directions']
 
-# %% ../../nbs/metrics/30_baselines.ipynb #247fbbb3
+# %% ../../nbs/metrics/30_baselines.ipynb #18d251c0
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..core.codes import Codes, dense_to_codes
 from ..core.files import BadInput
 from ..core.synthetic import stream
 
-# %% ../../nbs/metrics/30_baselines.ipynb #cadf2a9a
+# %% ../../nbs/metrics/30_baselines.ipynb #5b3ea982
 def top_images(
     acts:Tensor,          # dense, one column a neuron, (n, d)
     support:Tensor,       # how many images to keep for each, (d,)
@@ -26,6 +26,7 @@ def top_images(
     cut = acts.sort(0, descending=True).values.gather(0, support[None].long())[0]
     return dense_to_codes(torch.where(acts>cut, acts-cut if heights else acts, 0.))
 
+# %% ../../nbs/metrics/30_baselines.ipynb #64b2197b
 def matched_support(
     support:Tensor,   # of the features to be matched, (d_sae,)
     d:int,            # how many columns the baseline has
@@ -37,7 +38,7 @@ def matched_support(
     if not len(ok): raise BadInput(f'no feature is on for {min_support} images or more: nothing to match')
     return ok[torch.randint(len(ok), (d,), generator=stream('matched support',seed))].long()
 
-# %% ../../nbs/metrics/30_baselines.ipynb #c27034db
+# %% ../../nbs/metrics/30_baselines.ipynb #42f5b0ab
 def raw_neurons(
     x:Tensor,    # activations, (n, d_in)
     mean:Tensor, # of the training data, (d_in,)
@@ -45,6 +46,7 @@ def raw_neurons(
     "Each neuron above its mean, and below it."
     return torch.cat([x-mean, mean-x], 1)
 
+# %% ../../nbs/metrics/30_baselines.ipynb #eaf96332
 def random_directions(
     x:Tensor,    # activations, (n, d_in)
     mean:Tensor, # of the training data, (d_in,)

@@ -6,7 +6,7 @@
 __all__ = ['column_sums', 'column_min', 'ms_from_sums', 'MonosemanticityScore', 'lift', 'leave_one_out', 'jackknife', 'bootstrap',
            'null_band']
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #8546d2c7
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #398844ff
 import math
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..core.files import BadInput
 from ..core.synthetic import stream
 from .base import Metric
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #1796d099
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #695b47f9
 def _unit(emb):
     e = emb.double()
     if not e.isfinite().all(): raise BadInput(f'the embedding of row {(~e.isfinite().all(1)).nonzero()[0].item()} holds NaN or infinite numbers')
@@ -33,7 +33,7 @@ def _checked(acts, emb):
     if not vals.isfinite().all(): raise BadInput('activations hold NaN or infinite numbers')
     return (acts.to(dtype=torch.float64) if isinstance(acts, Codes) else acts.double()),_unit(emb)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #bcfc8659
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #d933b0ae
 def column_sums(
     acts,       # `Codes` or dense (n, d_sae), float64
     e:Tensor,   # unit embeddings, (n, d), float64
@@ -47,6 +47,7 @@ def column_sums(
         return dict(s1=add(val), s2=add(val**2), s3=add(val**3), s4=add(val**4), W=sparse_decode(Codes(ptr,row,val,len(e)), e))
     return dict(s1=acts.sum(0), s2=(acts**2).sum(0), s3=(acts**3).sum(0), s4=(acts**4).sum(0), W=acts.T@e)
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #0e69b058
 def column_min(
     acts, # `Codes` or dense (n, d_sae)
 )->Tensor: # smallest value and how many rows have it, (2, d_sae); for Codes a feature that is off somewhere has 0
@@ -61,7 +62,7 @@ def _lower(pairs): # (k, 2, d_sae) -> (2, d_sae): the lower minimum, with the co
     lo = pairs[:,0].amin(0)
     return torch.stack([lo, (pairs[:,1]*(pairs[:,0]==lo)).sum(0)])
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #3c286da5
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #31910217
 def ms_from_sums(
     s:dict,     # n, s1, s2, s3, s4, W, E and low, as kept by `MonosemanticityScore`
 )->dict:        # num, den, u, v, V of the shifted activations, support, n_eff
@@ -74,7 +75,7 @@ def ms_from_sums(
     num,den = V.square().sum(1)-v,u*u-v
     return dict(num=num, den=den, u=u, v=v, V=V, lo=lo, support=n-s['low'][1], n_eff=den**2/(2*(v**2-q)).clamp_min(1e-300))
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #d53a2afe
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #a81a5404
 class MonosemanticityScore(Metric):
     "MS of every feature from one pass over images; `compute` gives (d_sae,) float64, NaN where undefined."
     full_state_update = False
@@ -117,7 +118,7 @@ class MonosemanticityScore(Metric):
         "Mean similarity of two images whatever the features: the MS of a feature that is on everywhere alike."
         return ((self.E.square().sum()-self.n)/(self.n*(self.n-1))).item()
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #2f7c06d4
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #2da032dc
 def lift(
     ms:Tensor,   # scores
     floor:float, # mean similarity of any two images
@@ -125,14 +126,14 @@ def lift(
     "How far above the floor, in units of what is possible."
     return (ms-floor)/(1-floor)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #582d865a
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #b3448d9c
 def _shifted(acts, lo):
     "Entries of each row above the minimum, as Codes."
     if isinstance(acts, Codes) and not lo.any(): return acts
     dense = acts.to_dense() if isinstance(acts, Codes) else acts
     return dense_to_codes(dense-lo)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #c8b292b3
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #930a99de
 def leave_one_out(
     metric:MonosemanticityScore, # that has seen all images
     acts,                        # some of the same images: `Codes` or dense (n, d_sae)
@@ -147,6 +148,7 @@ def leave_one_out(
     den = m['den'][c.idx]-2*c.val*m['u'][c.idx]+2*c.val**2
     return c,torch.where(m['support'][c.idx]>2, num/den, torch.nan)
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #e73b283c
 def jackknife(
     metric:MonosemanticityScore, # that has seen all images
     batches,                     # pairs `(acts, emb)` of the same images again
@@ -162,7 +164,7 @@ def jackknife(
     se = ((n-1)/n*(q-s**2/n)).clamp_min(0).sqrt()
     return torch.where(m['support']>2, se, torch.nan)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #093a65b5
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #07682a59
 def bootstrap(
     acts,           # of all images: `Codes` or dense (n, d_sae)
     emb:Tensor,     # their embeddings, (n, d_emb)
@@ -183,7 +185,7 @@ def bootstrap(
         return float(stat(torch.where(m>1, (V.square().sum(1)-v)/(u*u-v), torch.nan)))
     return np.array([one() for _ in range(draws)])
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #dbbf839a
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #cacbe599
 def null_band(
     emb:Tensor,      # embeddings of the images, (n, d_emb)
     supports,        # numbers of images to draw

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Reconstruction']
 
-# %% ../../nbs/metrics/10_reconstruction.ipynb #0a47a473
+# %% ../../nbs/metrics/10_reconstruction.ipynb #2acba608
 import torch
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from ..core.codes import Codes, dense_to_codes
 from ..core.files import BadInput
 from .base import Metric
 
-# %% ../../nbs/metrics/10_reconstruction.ipynb #abf5761d
+# %% ../../nbs/metrics/10_reconstruction.ipynb #1479517c
 class Reconstruction(Metric):
     "FVE, cosine, L0, and how often each feature is on; one pass, mergeable."
     full_state_update = False

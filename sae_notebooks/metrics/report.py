@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['top_examples', 'FeatureReport', 'load_report', 'one_row_each', 'encode_rows', 'score_features', 'measure']
 
-# %% ../../nbs/metrics/80_report.ipynb #a32aece0
+# %% ../../nbs/metrics/80_report.ipynb #1a92c57a
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .monosemanticity import MonosemanticityScore, bootstrap, jackknife, lift, m
 from .reconstruction import Reconstruction
 from ..saes.base import SAE
 
-# %% ../../nbs/metrics/80_report.ipynb #40dd4de5
+# %% ../../nbs/metrics/80_report.ipynb #caa40da2
 def top_examples(
     codes:Codes, # (n, d_sae)
     m:int=9,     # images for each feature
@@ -37,7 +37,7 @@ def top_examples(
     rows[col[keep],rank[keep]],acts[col[keep],rank[keep]] = row[keep],val[keep]
     return rows,acts
 
-# %% ../../nbs/metrics/80_report.ipynb #48151d57
+# %% ../../nbs/metrics/80_report.ipynb #9a79e00b
 @dataclass
 class FeatureReport:
     "What is known about the features of an SAE."
@@ -57,6 +57,7 @@ class FeatureReport:
         write_json(path/'report.json', self.summary)
         return path
 
+# %% ../../nbs/metrics/80_report.ipynb #6bc618e8
 def load_report(
     path:str|Path, # a folder that `FeatureReport.save` wrote
 )->FeatureReport:
@@ -69,7 +70,7 @@ def load_report(
     if len(features)!=len(t['items'][0]): raise BadInput(f'{path}: report.csv has {len(features)} features, examples.safetensors {len(t["items"][0])}')
     return FeatureReport(features, read_json(path/'report.json'), np.array(t['items'][0]), np.array(t['acts'][0]))
 
-# %% ../../nbs/metrics/80_report.ipynb #54cc21ed
+# %% ../../nbs/metrics/80_report.ipynb #885c75fd
 def one_row_each(
     store:ActStore, # any
 )->np.ndarray: # positions of the rows, one for each item that has any
@@ -77,14 +78,15 @@ def one_row_each(
     item = store.item
     return np.unique(item, return_index=True)[1]
 
+# %% ../../nbs/metrics/80_report.ipynb #f102aa64
 @torch.no_grad()
 def encode_rows(
     sae:SAE,            # a trained SAE
     store:ActStore,     # activations
     rows:np.ndarray,    # positions in the store
     recon:Reconstruction|None=None, # updated on the way
-    batch_size:int=4096,
-    progress:bool=True,
+    batch_size:int=4096,# rows at a time
+    progress:bool=True, # show a progress bar
 )->Codes:               # (len(rows), d_sae)
     "Features of some rows of a store."
     out = []
@@ -95,7 +97,7 @@ def encode_rows(
         out.append(codes.to('cpu'))
     return cat_codes(out)
 
-# %% ../../nbs/metrics/80_report.ipynb #21ecb410
+# %% ../../nbs/metrics/80_report.ipynb #a11b3e64
 def score_features(
     codes,             # features of n images: `Codes`, or dense (n, d_sae)
     emb:Tensor,        # evaluation embeddings, (n, d_emb)
@@ -115,14 +117,14 @@ def score_features(
         extra['purity_floor'] = p.floor()
     return df.rename_axis('feature'),extra
 
-# %% ../../nbs/metrics/80_report.ipynb #d6b82f6d
+# %% ../../nbs/metrics/80_report.ipynb #b59acf3c
 def measure(
     sae:SAE,           # a trained SAE
     store:ActStore,    # activations of images, best of ones it was not trained on
     emb:ActStore,      # the same images seen by an evaluation encoder that has nothing to do with the SAE's model
     m:int=9,           # top images to remember for each feature
     draws:int=200,     # bootstrap resamples for the median's interval
-    progress:bool=True,
+    progress:bool=True,# show a progress bar
 )->FeatureReport:
     "Score every feature of an SAE on the images of a store. Raises `BadInput` when the two stores are not of the same images."
     if list(store.items.file)!=list(emb.items.file): raise BadInput(f'the activations are of {len(store.items)} images and the embeddings of {len(emb.items)} others: extract both from the same images')

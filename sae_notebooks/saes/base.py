@@ -6,7 +6,7 @@
 __all__ = ['architectures', 'picked', 'SAE', 'geometric_median', 'fold_scale', 'unit_atoms', 'register', 'make_sae', 'save_sae',
            'load_sae', 'check_sae']
 
-# %% ../../nbs/saes/10_base.ipynb #c4614baa
+# %% ../../nbs/saes/10_base.ipynb #35dce452
 import importlib.util
 import pkgutil
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core.codes import Codes, flat_to_codes, sparse_decode
 from ..core.files import BadInput, NotFound, atomic, read_json, write_json
 
-# %% ../../nbs/saes/10_base.ipynb #b195151b
+# %% ../../nbs/saes/10_base.ipynb #33fe60ab
 class _Picked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W_enc, bias, pre_acts, flat):
@@ -34,6 +34,7 @@ class _Picked(torch.autograd.Function):
         dW = sparse_decode(Codes(ptr, (flat//d_sae)[order], g[order], len(x)), x) # (d_sae, d_in): for each feature the inputs that turned it on
         return None, dW.T.contiguous(), torch.zeros(d_sae,dtype=g.dtype,device=g.device).index_add(0, col, g[order]), None, None
 
+# %% ../../nbs/saes/10_base.ipynb #762780b5
 def picked(
     x:Tensor,        # inputs, (n, d_in)
     W_enc:Tensor,    # encoder, (d_in, d_sae)
@@ -44,7 +45,7 @@ def picked(
     "The selected pre-activations, with gradients to `W_enc` and `bias` that cost as much as there are entries."
     return _Picked.apply(x, W_enc, bias, pre_acts, flat)
 
-# %% ../../nbs/saes/10_base.ipynb #6741210e
+# %% ../../nbs/saes/10_base.ipynb #4de54f84
 class SAE(nn.Module):
     "Weights and the parts that all architectures share."
     architecture,defaults = None,{}
@@ -91,7 +92,7 @@ class SAE(nn.Module):
         recons = self.decode(codes)
         return (x-recons).square().sum(1).mean(),recons
 
-# %% ../../nbs/saes/10_base.ipynb #eac6fae4
+# %% ../../nbs/saes/10_base.ipynb #04ca845a
 def geometric_median(
     x:Tensor,      # (n, d)
     steps:int=100, # at most
@@ -106,7 +107,7 @@ def geometric_median(
         m = new
     return m
 
-# %% ../../nbs/saes/10_base.ipynb #24b2505b
+# %% ../../nbs/saes/10_base.ipynb #d1fcd521
 @torch.no_grad()
 def fold_scale(
     sae:SAE,      # trained on x/scale
@@ -117,6 +118,7 @@ def fold_scale(
         if t is not None: t.mul_(scale)
     return sae
 
+# %% ../../nbs/saes/10_base.ipynb #2f65ce99
 @torch.no_grad()
 def unit_atoms(
     sae:SAE, # any
@@ -125,7 +127,7 @@ def unit_atoms(
     sae.W_dec.div_(sae.W_dec.norm(dim=1,keepdim=True).clamp_min(1e-12))
     return sae
 
-# %% ../../nbs/saes/10_base.ipynb #454c6313
+# %% ../../nbs/saes/10_base.ipynb #cf79523a
 architectures = {}
 
 def register(
@@ -139,6 +141,7 @@ def _import_all():
     "Each module of this layer registers what it defines."
     for m in pkgutil.iter_modules(importlib.util.find_spec('sae_notebooks.saes').submodule_search_locations): importlib.import_module(f'sae_notebooks.saes.{m.name}')
 
+# %% ../../nbs/saes/10_base.ipynb #7a659026
 def make_sae(
     architecture:str, # a registered name
     **kw,             # `d_in`, `d_sae`, `seed` and the architecture's options
@@ -148,7 +151,7 @@ def make_sae(
     if architecture not in architectures: raise BadInput(f'no architecture {architecture!r}; there are: {", ".join(sorted(architectures))}')
     return architectures[architecture](**kw)
 
-# %% ../../nbs/saes/10_base.ipynb #4a11c2c4
+# %% ../../nbs/saes/10_base.ipynb #29acf599
 def save_sae(
     sae:SAE,            # any registered architecture
     path:str|Path,      # a folder
@@ -166,6 +169,7 @@ def save_sae(
         **({'k':sae.cfg['k'],'rescale_acts_by_decoder_norm':False} if sae.architecture=='topk' else {}),
         metadata=dict(training_architecture=sae.architecture, sae_notebooks=sae.cfg, **(metadata or {}))))
 
+# %% ../../nbs/saes/10_base.ipynb #081aed3a
 def load_sae(
     path:str|Path, # a folder that `save_sae` wrote
 )->SAE:
@@ -186,7 +190,7 @@ def load_sae(
         v.copy_(t)
     return sae.eval()
 
-# %% ../../nbs/saes/10_base.ipynb #24238ca0
+# %% ../../nbs/saes/10_base.ipynb #021c145b
 def check_sae(
     sae:SAE,        # any architecture
     x:Tensor,       # rows to try it on, (n, d_in)

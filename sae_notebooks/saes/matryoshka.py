@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['group_sizes', 'column_range', 'nested_recons', 'MatryoshkaSAE']
 
-# %% ../../nbs/saes/60_matryoshka.ipynb #e0e0daed
+# %% ../../nbs/saes/60_matryoshka.ipynb #68e1bcd1
 import torch
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from ..core.files import BadInput
 from .base import register
 from .topk import BatchTopKSAE
 
-# %% ../../nbs/saes/60_matryoshka.ipynb #25fc9444
+# %% ../../nbs/saes/60_matryoshka.ipynb #ff8aa9d3
 def group_sizes(
     d_sae:int,       # number of features
     fractions:tuple=(.0625,.125,.25,.5625), # of each group (SAEs on vision-language models, section 4)
@@ -24,7 +24,7 @@ def group_sizes(
     if not all(sizes) or sum(sizes)>=d_sae: raise BadInput(f'{d_sae} features are too few for groups of {fractions}')
     return sizes+[d_sae-sum(sizes)]
 
-# %% ../../nbs/saes/60_matryoshka.ipynb #61eaeceb
+# %% ../../nbs/saes/60_matryoshka.ipynb #ea725f7f
 def column_range(
     codes:Codes, # (n, d_sae)
     lo:int,      # first feature
@@ -34,6 +34,7 @@ def column_range(
     keep = (codes.idx>=lo)&(codes.idx<hi)
     return Codes(torch.nn.functional.pad(keep.cumsum(0),(1,0))[codes.row_ptr], codes.idx[keep], codes.val[keep], codes.d_sae)
 
+# %% ../../nbs/saes/60_matryoshka.ipynb #f2451893
 def nested_recons(
     codes:Codes,  # (n, d_sae)
     W_dec:Tensor, # (d_sae, d_in)
@@ -46,7 +47,7 @@ def nested_recons(
         out.append(out[-1]+part if out else part); lo += s
     return out
 
-# %% ../../nbs/saes/60_matryoshka.ipynb #a65589c3
+# %% ../../nbs/saes/60_matryoshka.ipynb #17a5b820
 @register
 class MatryoshkaSAE(BatchTopKSAE):
     "BatchTopK with nested groups (Bussmann et al. 2025)."

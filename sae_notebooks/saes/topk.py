@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['topk_flat', 'batch_topk_flat', 'TopKSAE', 'above', 'BatchTopKSAE']
 
-# %% ../../nbs/saes/30_topk.ipynb #94df6e7f
+# %% ../../nbs/saes/30_topk.ipynb #ddaa1493
 import torch
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from ..core.codes import Codes, flat_to_codes
 from ..core.files import BadInput
 from .base import SAE, register
 
-# %% ../../nbs/saes/30_topk.ipynb #b70c4b0f
+# %% ../../nbs/saes/30_topk.ipynb #d6541507
 def topk_flat(
     pre_acts:Tensor, # (n, d_sae)
     k:int,           # most features on in a row
@@ -24,6 +24,7 @@ def topk_flat(
     flat = idx+torch.arange(len(pre_acts), device=idx.device)[:,None]*pre_acts.shape[1]
     return flat[val>0]
 
+# %% ../../nbs/saes/30_topk.ipynb #6135a69e
 def batch_topk_flat(
     pre_acts:Tensor,    # (n, d_sae)
     k:int,              # features on in a row, on average over the batch
@@ -35,7 +36,7 @@ def batch_topk_flat(
     if floor>0 and len(cand)<n_on: cand = (z>0).nonzero().squeeze(1)
     return cand if len(cand)<=n_on else cand[z[cand].topk(n_on, sorted=False).indices]
 
-# %% ../../nbs/saes/30_topk.ipynb #6ebe215e
+# %% ../../nbs/saes/30_topk.ipynb #edb261af
 @register
 class TopKSAE(SAE):
     "The `k` largest positive pre-activations of each row stay on (Gao et al. 2024)."
@@ -45,7 +46,7 @@ class TopKSAE(SAE):
         flat = self.select(pre_acts.detach())
         return flat_to_codes(flat, pre_acts.flatten()[flat], *pre_acts.shape)
 
-# %% ../../nbs/saes/30_topk.ipynb #e323d3da
+# %% ../../nbs/saes/30_topk.ipynb #d9319d94
 def above(
     pre_acts:Tensor,  # (n, d_sae)
     threshold:Tensor, # () or (d_sae,), not negative
@@ -54,6 +55,7 @@ def above(
     flat = (pre_acts>threshold).flatten().nonzero().squeeze(1)
     return flat_to_codes(flat, pre_acts.flatten()[flat], *pre_acts.shape)
 
+# %% ../../nbs/saes/30_topk.ipynb #7a5ec40f
 @register
 class BatchTopKSAE(SAE):
     "The `k*n` largest pre-activations of a batch of `n` stay on; afterwards those above a threshold (Bussmann et al. 2024)."

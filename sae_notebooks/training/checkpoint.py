@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['save_state', 'load_state', 'optim_tensors', 'restore_optim']
 
-# %% ../../nbs/training/10_checkpoint.ipynb #38b43aa9
+# %% ../../nbs/training/10_checkpoint.ipynb #cc5b0364
 import json
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core.files import BadInput, NotFound, atomic
 
-# %% ../../nbs/training/10_checkpoint.ipynb #fce242c8
+# %% ../../nbs/training/10_checkpoint.ipynb #af85a884
 def save_state(
     path:str|Path,           # the file
     tensors:dict,            # name -> Tensor
@@ -24,6 +24,7 @@ def save_state(
     from safetensors.torch import save_file
     with atomic(path) as tmp: save_file({k:v.detach().cpu().contiguous() for k,v in tensors.items()}, tmp, metadata=dict(meta=json.dumps(meta)))
 
+# %% ../../nbs/training/10_checkpoint.ipynb #c4afbc9b
 def load_state(
     path:str|Path, # written by `save_state`
 )->tuple[dict,dict]: # tensors, meta
@@ -34,7 +35,7 @@ def load_state(
         with safe_open(path, 'pt') as f: return {k:f.get_tensor(k) for k in f.keys()},json.loads(f.metadata()['meta'])
     except Exception as e: raise BadInput(f'checkpoint {path} is damaged ({e}): remove it to start again') from e
 
-# %% ../../nbs/training/10_checkpoint.ipynb #a247ad16
+# %% ../../nbs/training/10_checkpoint.ipynb #ddb0f586
 def optim_tensors(
     model:nn.Module,           # whose parameters are optimised
     opt:torch.optim.Optimizer, # e.g. Adam
@@ -42,6 +43,7 @@ def optim_tensors(
     "The optimiser's state under the names of the parameters."
     return {f'optim.{n}.{k}':torch.as_tensor(v) for n,p in model.named_parameters() for k,v in opt.state[p].items()}
 
+# %% ../../nbs/training/10_checkpoint.ipynb #0b0249e6
 def restore_optim(
     model:nn.Module,           # whose parameters are optimised
     opt:torch.optim.Optimizer, # fresh, for the same parameters

@@ -6,20 +6,20 @@
 __all__ = ['palette', 'colour', 'png', 'as_photo', 'spread', 'score_strips', 'score_vs_support', 'on_front', 'pareto',
            'thumbnail', 'check_top', 'gallery', 'activation_profile']
 
-# %% ../../nbs/viz/10_figures.ipynb #d4ff135b
+# %% ../../nbs/viz/10_figures.ipynb #8513c112
 import io, re, zlib
 from typing import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from ..core.files import BadInput
 
-# %% ../../nbs/viz/10_figures.ipynb #5cc52d54
+# %% ../../nbs/viz/10_figures.ipynb #b29753bb
 palette = dict(
     raw='#4d4d4d', random='#9a9a9a', untrained='#cc79a7', null='#c8c8c8',  # what a result has to beat
     topk='#0072b2', batchtopk='#56b4e9', matryoshka='#d55e00', relu='#e69f00', jumprelu='#009e73', gated='#b3a600')
 _spare = ('#332288', '#117733', '#882255', '#44aa99', '#999933', '#aa4499', '#661100', '#6699cc')
 
-# %% ../../nbs/viz/10_figures.ipynb #e90eccc3
+# %% ../../nbs/viz/10_figures.ipynb #d017a0d0
 def colour(
     name:str, # a source or architecture, e.g. 'topk', 'Matryoshka', 'my run'
 )->str:       # a hex colour, the same on every page
@@ -27,7 +27,7 @@ def colour(
     key = re.sub(r'[\W_]+', '', str(name).lower())
     return palette.get(key) or _spare[zlib.crc32(key.encode()) % len(_spare)]
 
-# %% ../../nbs/viz/10_figures.ipynb #1c9c01e8
+# %% ../../nbs/viz/10_figures.ipynb #4a0a632a
 def _pyplot():
     "matplotlib's pyplot, or an error that names the extra it comes with."
     try: import matplotlib.pyplot as plt
@@ -35,7 +35,7 @@ def _pyplot():
         raise ImportError("Figures need matplotlib, which is in an extra: pip install 'sae_notebooks[notebooks]'") from e
     return plt
 
-# %% ../../nbs/viz/10_figures.ipynb #f4eede29
+# %% ../../nbs/viz/10_figures.ipynb #6c06d183
 def _axes(ax, width, height):
     "`ax`, or new axes of `width` x `height` inches, without the two spines that carry nothing."
     if ax is None: ax = _pyplot().subplots(figsize=(width, height), layout='constrained')[1]
@@ -51,7 +51,7 @@ def _vectors(what, arrays):
         if a.ndim!=1: raise BadInput(f"{what}[{name!r}] must have one value a feature, got shape {a.shape}")
     return out
 
-# %% ../../nbs/viz/10_figures.ipynb #3e9c4b03
+# %% ../../nbs/viz/10_figures.ipynb #d9d113f4
 def _need(table, what, *columns):
     "An error if `table` lacks any of `columns`."
     if miss:=[c for c in columns if c not in table]:
@@ -61,7 +61,7 @@ def _log_axis(ax, base=10):
     "A logarithmic x axis labelled with plain numbers."
     ax.set_xscale('log', base=base); ax.xaxis.set_major_formatter(lambda v, _: f'{v:,g}')
 
-# %% ../../nbs/viz/10_figures.ipynb #286f93bf
+# %% ../../nbs/viz/10_figures.ipynb #c9346843
 def _render(ax, **kw):
     fig,buf = getattr(ax, 'figure', ax),io.BytesIO()
     fig.savefig(buf, bbox_inches='tight', **kw)
@@ -84,7 +84,7 @@ def as_photo(
     from IPython.display import Image
     return Image(_render(ax, dpi=dpi, format='jpeg', pil_kwargs=dict(quality=quality)), format='jpeg')
 
-# %% ../../nbs/viz/10_figures.ipynb #cbbd0b1e
+# %% ../../nbs/viz/10_figures.ipynb #ff080948
 def spread(
     values:np.ndarray, # finite values, (n,)
     bins:int=32,       # how finely density is judged
@@ -96,7 +96,7 @@ def spread(
     rank = values.argsort(kind='stable').argsort(kind='stable')
     return ((rank*(5**.5-1)/2) % 1 - .5)*density
 
-# %% ../../nbs/viz/10_figures.ipynb #2172f3af
+# %% ../../nbs/viz/10_figures.ipynb #9500a446
 def _strip(ax, y, name, s, interval):
     "One row of `score_strips` at height `y`; returns its label."
     ok = s[np.isfinite(s)]
@@ -107,7 +107,7 @@ def _strip(ax, y, name, s, interval):
     lost = len(s)-len(ok)
     return f'{name}\nn = {len(ok):,}' + (f', {lost:,} undefined' if lost else '')
 
-# %% ../../nbs/viz/10_figures.ipynb #9030058a
+# %% ../../nbs/viz/10_figures.ipynb #457dfb48
 def score_strips(
     scores:Mapping[str, np.ndarray],               # by source, one score a feature; NaN where undefined, (n_features,)
     floor:float|None=None,                         # what the data gives any feature: a line
@@ -126,21 +126,21 @@ def score_strips(
     if floor is not None: _floor(ax.axvline, ax, floor)
     return ax
 
-# %% ../../nbs/viz/10_figures.ipynb #c316516c
+# %% ../../nbs/viz/10_figures.ipynb #3b708044
 def _floor(line, ax, floor):
     "The floor as a dashed line that names itself."
     line(floor, color='k', ls=(0, (4, 3)), lw=.9, zorder=1)
     if line==ax.axvline: ax.text(floor, 1, 'dataset floor', fontsize=8, va='bottom', ha='center', transform=ax.get_xaxis_transform())
     else: ax.text(1.01, floor, 'dataset\nfloor', fontsize=8, va='center', transform=ax.get_yaxis_transform())
 
-# %% ../../nbs/viz/10_figures.ipynb #5a5cf4a8
+# %% ../../nbs/viz/10_figures.ipynb #f51b5223
 def _null_band(ax, null):
     "The band between the null's 5 % and 95 % quantiles, and its median."
     n = null[null.support>0].sort_values('support')
     ax.fill_between(n.support, n.q05, n.q95, color=palette['null'], alpha=.5, lw=0, label='null, 5 to 95 %')
     ax.plot(n.support, n.q50, color=palette['raw'], lw=.8)
 
-# %% ../../nbs/viz/10_figures.ipynb #de34c571
+# %% ../../nbs/viz/10_figures.ipynb #f1c4ab28
 def _cloud(ax, name, s, n):
     "One source of `score_vs_support`: what can be drawn, and in the legend how much cannot."
     ok = np.isfinite(s) & (n>0)
@@ -148,7 +148,7 @@ def _cloud(ax, name, s, n):
     ax.scatter(n[ok], s[ok], s=float(np.clip(120/max(ok.sum(), 1)**.5, 1.5, 10)), color=colour(name), alpha=.6, lw=0,
                label=f'{name}, n = {ok.sum():,}{lost}', zorder=3)
 
-# %% ../../nbs/viz/10_figures.ipynb #d15a3508
+# %% ../../nbs/viz/10_figures.ipynb #e405736e
 def score_vs_support(
     scores:Mapping[str, np.ndarray],   # by source, one score a feature, (n_features,)
     supports:Mapping[str, np.ndarray], # by source, on how many images each feature fires, (n_features,)
@@ -172,7 +172,7 @@ def score_vs_support(
     ax.legend(fontsize=8, frameon=False, loc='lower left', bbox_to_anchor=(0, 1), ncols=2, markerscale=1.6)
     return ax
 
-# %% ../../nbs/viz/10_figures.ipynb #884622dd
+# %% ../../nbs/viz/10_figures.ipynb #8919e3ae
 def on_front(
     l0:np.ndarray,  # mean active features, (n,)
     fve:np.ndarray, # fraction of variance explained, (n,)
@@ -182,7 +182,7 @@ def on_front(
     beats = (l0[:,None]<=l0) & (fve[:,None]>=fve) & ((l0[:,None]<l0) | (fve[:,None]>fve))
     return ~beats.any(0) & np.isfinite(l0) & np.isfinite(fve)
 
-# %% ../../nbs/viz/10_figures.ipynb #c8fd59d3
+# %% ../../nbs/viz/10_figures.ipynb #67a45548
 def pareto(
     rows:pd.DataFrame, # a row a trained SAE: name, l0, fve and, for the spread over seeds, lo and hi of fve
     xlabel:str='L0 (active features per example)', # what l0 counts
@@ -197,7 +197,7 @@ def pareto(
     ax.set(xlabel=xlabel, ylabel=ylabel); ax.legend(fontsize=8, frameon=False, loc='lower right')
     return ax
 
-# %% ../../nbs/viz/10_figures.ipynb #16c862c2
+# %% ../../nbs/viz/10_figures.ipynb #77c8b0ff
 def _curve(ax, name, r):
     "One name's points in order of L0: filled on the front, hollow behind it, bars where `lo` and `hi` are given."
     c = colour(name)
@@ -206,7 +206,7 @@ def _curve(ax, name, r):
     ax.scatter(r.l0, r.fve, s=30, facecolor=np.where(r.front, c, 'w'), edgecolor=c, zorder=3)
     ax.plot([], [], 'o-', color=c, lw=1.2, ms=5, label=name)
 
-# %% ../../nbs/viz/10_figures.ipynb #095f1705
+# %% ../../nbs/viz/10_figures.ipynb #72e76485
 def thumbnail(
     image:Callable, # item -> PIL image
     item:int,       # which item
@@ -217,7 +217,7 @@ def thumbnail(
     try: return ImageOps.fit(ImageOps.exif_transpose(image(int(item))).convert('RGB'), (size, size))
     except Exception as e: raise BadInput(f"image({item}) gave no picture: {type(e).__name__}: {e}") from e
 
-# %% ../../nbs/viz/10_figures.ipynb #e6778e61
+# %% ../../nbs/viz/10_figures.ipynb #131fcbe3
 def check_top(
     top_items, # item numbers, -1 where there is none, (n, m)
     top_acts,  # their activations, (n, m)
@@ -230,7 +230,7 @@ def check_top(
     if items.dtype.kind not in 'iu': raise BadInput(f"top_items must hold item numbers (-1 where there is none), got {items.dtype}")
     return items,acts
 
-# %% ../../nbs/viz/10_figures.ipynb #ef825884
+# %% ../../nbs/viz/10_figures.ipynb #1e353861
 def _canvas(image, items, thumb, gap, bar):
     "The thumbnails of `items` (n_features, m) pasted on white, and the left and top edge of each column and row."
     from PIL import Image
@@ -240,7 +240,7 @@ def _canvas(image, items, thumb, gap, bar):
         if item>=0: canvas.paste(thumbnail(image, item, thumb), (int(left[c]), int(top[r])))
     return canvas,left,top
 
-# %% ../../nbs/viz/10_figures.ipynb #7f62210d
+# %% ../../nbs/viz/10_figures.ipynb #6256b09e
 def gallery(
     image:Callable,        # item -> PIL image
     top_items:np.ndarray,  # items that activate each feature most, -1 where there are fewer, (n_features, m)
@@ -263,7 +263,7 @@ def gallery(
         ax.barh(np.full(on.sum(), top[r]+thumb+bar/2), width, bar, left[on], color=colour('topk'))
     return fig
 
-# %% ../../nbs/viz/10_figures.ipynb #57a27e04
+# %% ../../nbs/viz/10_figures.ipynb #18f04c9f
 def activation_profile(
     acts:np.ndarray,     # one feature's activation on each image, (n,)
     name:str='topk',     # source, for the colour
