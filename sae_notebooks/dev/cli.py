@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['extract', 'train', 'measure', 'page', 'run', 'docs', 'readme', 'data', 'app', 'main']
 
-# %% ../../nbs/dev/30_cli.ipynb #9d81c84c
+# %% ../../nbs/dev/30_cli.ipynb #2aab4b15
 import os
 import sys
 from pathlib import Path
 
 from ..core.files import BadInput, NotFound
 
-# %% ../../nbs/dev/30_cli.ipynb #f30db6c8
+# %% ../../nbs/dev/30_cli.ipynb #30ef14c9
 def extract(
     images:str,                 # a folder of images, or an embedded name such as photos
     model:str='small_image_text', # an embedded model, a folder, an open_clip or a transformers name
@@ -33,7 +33,7 @@ def extract(
     for _,why in store.skipped: print(f'skipped {why}')
     print(f'{out}: {store}')
 
-# %% ../../nbs/dev/30_cli.ipynb #082f703b
+# %% ../../nbs/dev/30_cli.ipynb #d902c061
 def train(
     store:str,             # a folder written by extract
     arch:str='batchtopk',  # architecture: topk, batchtopk or matryoshka
@@ -55,7 +55,7 @@ def train(
     last = sae.history.iloc[-1]
     print(f'{out}: {sae}, FVE {last.fve:.3f} on training rows, L0 {last.l0:.1f}, {int(last.dead)} dead')
 
-# %% ../../nbs/dev/30_cli.ipynb #3f30c7ab
+# %% ../../nbs/dev/30_cli.ipynb #47a232e5
 def measure(
     sae:str,                 # a folder written by train
     store:str,               # activations of images, a folder written by extract
@@ -70,7 +70,7 @@ def measure(
     report.save(out)
     print(f'{out}: {report}')
 
-# %% ../../nbs/dev/30_cli.ipynb #ba605355
+# %% ../../nbs/dev/30_cli.ipynb #03c0ba55
 def page(
     report:str,                  # a folder written by measure
     images:str,                  # the images that were measured
@@ -88,7 +88,7 @@ def page(
     plain = {k:v for k,v in r.summary.items() if isinstance(v,(int,float,str))}
     print(write_page(out, r.features.round(4), r.top_items, r.top_acts, ims.__getitem__, lambda i: ims.labels[i] or ims.items.file.iloc[i], title=title, summary=plain, floor=r.summary['floor'], sort_by=sort_by, n_each=n_each))
 
-# %% ../../nbs/dev/30_cli.ipynb #e5421423
+# %% ../../nbs/dev/30_cli.ipynb #5ff9f9fc
 def run(
     notebook:str,          # a notebook, e.g. nbs/tutorials/01_first_sae.ipynb
     param:list[str]=[],    # name=value, for its parameters cell; may be repeated
@@ -106,7 +106,7 @@ def run(
     nb = run_nb(notebook, params={k:value(v) for k,v in (p.split('=',1) for p in param)}, device=device or None)
     print((page_html(nb, nb.with_suffix('.html')) if html else nb).resolve())
 
-# %% ../../nbs/dev/30_cli.ipynb #ef371e7c
+# %% ../../nbs/dev/30_cli.ipynb #5988b6ad
 def docs(
     out:str='_docs', # folder for the site
 ):
@@ -114,27 +114,27 @@ def docs(
     from sae_notebooks.dev.docs import build_site
     print(build_site(out))
 
-# %% ../../nbs/dev/30_cli.ipynb #af758fca
+# %% ../../nbs/dev/30_cli.ipynb #c54c8ffd
 def readme():
     "README.md from nbs/index.ipynb."
     from sae_notebooks.dev.docs import readme as make
     print(make())
 
-# %% ../../nbs/dev/30_cli.ipynb #73357174
+# %% ../../nbs/dev/30_cli.ipynb #2fd0ba18
 def data():
     "List what ships with the project, and check it against its hashes."
     from sae_notebooks.core.data import catalogue, verify
     print(catalogue().drop(columns='path').to_string())
     print(f'{verify()} files as they should be')
 
-# %% ../../nbs/dev/30_cli.ipynb #306c616f
+# %% ../../nbs/dev/30_cli.ipynb #8fb1a41d
 def _docments(fn):
     "The comment behind each argument in a function's source."
     import inspect, re
     found = re.findall(r'^ {4}(\w+):.*?#\s*(.*)$', inspect.getsource(fn), re.M)
     return dict(found)
 
-# %% ../../nbs/dev/30_cli.ipynb #b1f877a9
+# %% ../../nbs/dev/30_cli.ipynb #4ebb38b7
 def _command(fn):
     "A typer command whose help is the function's docments: arguments without a default come by position."
     import inspect, typer
@@ -145,15 +145,15 @@ def _command(fn):
     wrapped.__signature__,wrapped.__name__,wrapped.__doc__ = inspect.Signature(ps),fn.__name__,fn.__doc__
     return wrapped
 
-# %% ../../nbs/dev/30_cli.ipynb #f133e358
+# %% ../../nbs/dev/30_cli.ipynb #2bb2db1e
 def app():
     "The command line as a typer application."
     import typer
-    cli = typer.Typer(no_args_is_help=True, add_completion=False, help='Learn, measure and look at sparse-autoencoder features.', pretty_exceptions_enable=False)
+    cli = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help='Learn, measure and look at sparse-autoencoder features.', pretty_exceptions_enable=False)
     for fn in (extract, train, measure, page, run, docs, readme, data): cli.command()(_command(fn))
     return cli
 
-# %% ../../nbs/dev/30_cli.ipynb #e34c3f04
+# %% ../../nbs/dev/30_cli.ipynb #bd87cd1a
 def main(
     argv:list|None=None, # arguments, default those of the process
 ):

@@ -6,7 +6,7 @@
 __all__ = ['column_sums', 'column_min', 'ms_from_sums', 'MonosemanticityScore', 'lift', 'leave_one_out', 'jackknife', 'bootstrap',
            'null_band']
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #398844ff
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #730e4e6e
 import math
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..core.files import BadInput
 from ..core.synthetic import stream
 from .base import Metric
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #695b47f9
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #2c714b94
 def _unit(emb):
     e = emb.double()
     if not e.isfinite().all(): raise BadInput(f'the embedding of row {(~e.isfinite().all(1)).nonzero()[0].item()} holds NaN or infinite numbers')
@@ -33,7 +33,7 @@ def _checked(acts, emb):
     if not vals.isfinite().all(): raise BadInput('activations hold NaN or infinite numbers')
     return (acts.to(dtype=torch.float64) if isinstance(acts, Codes) else acts.double()),_unit(emb)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #d933b0ae
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #69a8037f
 def column_sums(
     acts,       # `Codes` or dense (n, d_sae), float64
     e:Tensor,   # unit embeddings, (n, d), float64
@@ -47,7 +47,7 @@ def column_sums(
         return dict(s1=add(val), s2=add(val**2), s3=add(val**3), s4=add(val**4), W=sparse_decode(Codes(ptr,row,val,len(e)), e))
     return dict(s1=acts.sum(0), s2=(acts**2).sum(0), s3=(acts**3).sum(0), s4=(acts**4).sum(0), W=acts.T@e)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #0e69b058
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #6a7431e8
 def column_min(
     acts, # `Codes` or dense (n, d_sae)
 )->Tensor: # smallest value and how many rows have it, (2, d_sae); for Codes a feature that is off somewhere has 0
@@ -62,7 +62,7 @@ def _lower(pairs): # (k, 2, d_sae) -> (2, d_sae): the lower minimum, with the co
     lo = pairs[:,0].amin(0)
     return torch.stack([lo, (pairs[:,1]*(pairs[:,0]==lo)).sum(0)])
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #31910217
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #ad012028
 def ms_from_sums(
     s:dict,     # n, s1, s2, s3, s4, W, E and low, as kept by `MonosemanticityScore`
 )->dict:        # num, den, u, v, V of the shifted activations, support, n_eff
@@ -75,7 +75,7 @@ def ms_from_sums(
     num,den = V.square().sum(1)-v,u*u-v
     return dict(num=num, den=den, u=u, v=v, V=V, lo=lo, support=n-s['low'][1], n_eff=den**2/(2*(v**2-q)).clamp_min(1e-300))
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #a81a5404
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #d0700f33
 class MonosemanticityScore(Metric):
     "MS of every feature from one pass over images; `compute` gives (d_sae,) float64, NaN where undefined."
     full_state_update = False
@@ -118,7 +118,7 @@ class MonosemanticityScore(Metric):
         "Mean similarity of two images whatever the features: the MS of a feature that is on everywhere alike."
         return ((self.E.square().sum()-self.n)/(self.n*(self.n-1))).item()
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #2da032dc
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #1544abb9
 def lift(
     ms:Tensor,   # scores
     floor:float, # mean similarity of any two images
@@ -126,14 +126,14 @@ def lift(
     "How far above the floor, in units of what is possible."
     return (ms-floor)/(1-floor)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #b3448d9c
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #993b708c
 def _shifted(acts, lo):
     "Entries of each row above the minimum, as Codes."
     if isinstance(acts, Codes) and not lo.any(): return acts
     dense = acts.to_dense() if isinstance(acts, Codes) else acts
     return dense_to_codes(dense-lo)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #930a99de
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #ca0724b6
 def leave_one_out(
     metric:MonosemanticityScore, # that has seen all images
     acts,                        # some of the same images: `Codes` or dense (n, d_sae)
@@ -148,7 +148,7 @@ def leave_one_out(
     den = m['den'][c.idx]-2*c.val*m['u'][c.idx]+2*c.val**2
     return c,torch.where(m['support'][c.idx]>2, num/den, torch.nan)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #e73b283c
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #f0a369d3
 def jackknife(
     metric:MonosemanticityScore, # that has seen all images
     batches,                     # pairs `(acts, emb)` of the same images again
@@ -164,7 +164,7 @@ def jackknife(
     se = ((n-1)/n*(q-s**2/n)).clamp_min(0).sqrt()
     return torch.where(m['support']>2, se, torch.nan)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #07682a59
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #bf8a522e
 def bootstrap(
     acts,           # of all images: `Codes` or dense (n, d_sae)
     emb:Tensor,     # their embeddings, (n, d_emb)
@@ -176,16 +176,20 @@ def bootstrap(
     acts,e = _checked(acts, emb)
     c = _shifted(acts, _lower(column_min(acts)[None])[0])
     order = c.idx.argsort(stable=True)
-    col,val,row = c.idx[order],c.val[order],c.rows[order]
-    ptr,g,n = torch.searchsorted(col, torch.arange(c.d_sae+1)),stream('ms bootstrap',seed),len(e)
-    def one():
-        w = val*torch.bincount(torch.randint(n,(n,),generator=g), minlength=n)[row]
-        V,add = sparse_decode(Codes(ptr,row,w,n), e),lambda t: torch.zeros(c.d_sae,dtype=t.dtype).index_add(0, col, t)
-        u,v,m = add(w),add(w*w),add((w>0).double())
-        return float(stat(torch.where(m>1, (V.square().sum(1)-v)/(u*u-v), torch.nan)))
-    return np.array([one() for _ in range(draws)])
+    val,row,g,n = c.val[order],c.rows[order],stream('ms bootstrap',seed),len(e)
+    ptr = torch.searchsorted(c.idx[order], torch.arange(c.d_sae+1)).tolist()
+    count = torch.stack([torch.bincount(torch.randint(n,(n,),generator=g), minlength=n) for _ in range(draws)])
+    scores = torch.full((draws,c.d_sae), torch.nan, dtype=torch.float64)
+    for k,(lo,hi) in enumerate(zip(ptr,ptr[1:])):
+        if hi-lo>1: scores[:,k] = _resampled(count[:,row[lo:hi]]*val[lo:hi], e[row[lo:hi]])
+    return np.array([float(stat(s)) for s in scores])
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #cacbe599
+def _resampled(w, e): # weights of a feature's images in each draw (draws, m), their embeddings (m, d) -> (draws,)
+    sq = ((w@(e@e.T))*w).sum(1) if len(e)<e.shape[1] else (w@e).square().sum(1)
+    u,v = w.sum(1),w.square().sum(1)
+    return torch.where((w>0).sum(1)>1, (sq-v)/(u*u-v), torch.nan)
+
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #7311b512
 def null_band(
     emb:Tensor,      # embeddings of the images, (n, d_emb)
     supports,        # numbers of images to draw

@@ -1,0 +1,158 @@
+"Processes that are killed, images that are damaged, folders that cannot be written: what is left opens, resumes, or says what is wrong"
+import json, os, random, shutil, signal, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import pandas as pd, pytest, torch
+from project import root
+from sae_notebooks.acts.store import ActStore, StoreWriter
+from sae_notebooks.core.files import BadInput, NotFound, read_json, write_json
+from sae_notebooks.saes.base import load_sae
+from sae_notebooks.training.checkpoint import load_state
+
+# --- running and killing ---------------------------------------------------------------------------------------------
+
+PROGRAM = 'from sae_notebooks.dev.cli import main; main()'
+DYING = '''
+import os, signal
+left,late,real = {n},{late},os.replace
+def replace(src, dst):
+    global left
+    left -= str(src).endswith('.tmp')
+    if late: real(src, dst)
+    if left==0: os.kill(os.getpid(), signal.SIGKILL)
+    if not late: real(src, dst)
+os.replace = replace
+'''+PROGRAM
+ENV = {**os.environ, **dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', TQDM_DISABLE='1')} # bits are promised for one number of threads
+
+def start(args, code=PROGRAM, **kw): return subprocess.Popen([sys.executable,'-c',code,*map(str,args)], cwd=root, env=ENV, text=True, **kw)
+
+def cli(*args):
+    "(exit status, stdout, stderr) of a command"
+    p = start(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return (lambda out,err: (p.returncode,out,err))(*p.communicate(timeout=300))
+
+def die_at(args, n, late):
+    "kill -9 just before, or just after, the n-th file of the run takes its name"
+    assert start(args, DYING.format(n=n, late=late)).wait(300)==-signal.SIGKILL, f'there was no file number {n}'
+
+def kill_when(args, happened, delay, limit=300):
+    "kill -9 from outside, `delay` seconds after something happened"
+    p,end = start(args),time.monotonic()+limit
+    while not happened() and p.poll() is None and time.monotonic()<end: time.sleep(.002)
+    time.sleep(delay); p.kill()
+    assert p.wait()==-signal.SIGKILL, 'it ended before it could be killed'
+
+def files(folder): return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in ('.json','.csv','.safetensors')}
+
+def until_done(args, out, kills, check):
+    "Kill, look, start again, over and over; then let it finish"
+    for kill in kills: kill(args); check(out)
+    assert cli(*args)[0]==0
+    return files(out)
+
+def together(*jobs):
+    with ThreadPoolExecutor(2) as pool: return [f.result() for f in [pool.submit(*j) for j in jobs]]
+
+# --- extract ---------------------------------------------------------------------------------------------------------
+
+def copy_photos(folder, n):
+    folder.mkdir()
+    for f in sorted((root/'data/photos/images').iterdir())[:n]: shutil.copy(f, folder)
+    return folder
+
+def store_is_honest(out):
+    "Finished and true to its hashes, or says that it is not finished"
+    try: ActStore(out).verify()
+    except NotFound as e: assert 'no store.json' in str(e)
+    except BadInput as e: assert 'is unfinished' in str(e)
+
+def test_killed_extract_resumes_to_the_same_bytes(tmp_path):
+    photos,rng = copy_photos(tmp_path/'photos',40),random.Random(0)
+    outs = whole,polled,exact = [tmp_path/n for n in ('whole','polled','exact')]
+    args = {o: ['extract',photos,'--views',2,'--batch-size',8,'--shard-rows',8,'--out',o] for o in outs}  # 10 shards
+    seen = lambda n: (lambda args: kill_when(args, (polled/f'acts-{n:05d}.safetensors').exists, rng.uniform(0,.15)))
+    dies = lambda n,late: (lambda args: die_at(args, n, late))
+    want,*got = together((until_done, args[whole], whole, [], None),
+        (until_done, args[exact], exact, [dies(1,0), dies(1,1), dies(4,0), dies(19,1), dies(2,1)], store_is_honest), # the last: finished
+        (until_done, args[polled], polled, [seen(0), seen(3), seen(6)], store_is_honest))
+    man = json.loads(want['store.json'])
+    assert len(man['shards'])==10 and man['n_rows']==80 and set(want)=={'store.json','items.csv',*(s['file'] for s in man['shards'])}
+    for g in got: assert g==want
+    assert len(list(exact.glob('.*.tmp')))==2   # what the two kills before a rename left behind did no harm
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def planted(tmp_path):
+    "2000 rows of 64, few enough directions that features die and their idle time matters"
+    g = torch.Generator().manual_seed(0)
+    w = StoreWriter(tmp_path/'store', dict(model='planted', point='none'))
+    w.add(torch.rand(2000,24,generator=g).pow(8)@torch.randn(24,64,generator=g), torch.arange(2000), torch.zeros(2000), 2000)
+    return w.close(pd.DataFrame(dict(file=[f'{i}.jpg' for i in range(2000)])))
+
+def step_of(out):
+    try: return load_state(out/'checkpoint.safetensors')[1]['step']
+    except NotFound: return -1
+
+def sae_is_honest(out):
+    "Finished, or has at most a whole checkpoint"
+    try: load_sae(out)
+    except NotFound as e: assert 'no cfg.json' in str(e) and step_of(out)%20==(0 if step_of(out)>0 else 19)
+
+def test_killed_train_resumes_to_the_same_bytes(planted, tmp_path):
+    outs = whole,polled,exact = [tmp_path/n for n in ('whole','polled','exact')]
+    rng = random.Random(1)
+    args = {o: ['train',planted.path,'--d-sae',256,'--k',8,'--batch-size',128,'--steps',1200,'--checkpoint-every',20,'--out',o] for o in outs}
+    seen = lambda n: (lambda args: kill_when(args, lambda: step_of(polled)>=n, rng.uniform(0,.05)))
+    dies = lambda n,late: (lambda args: die_at(args, n, late))
+    want,*got = together((until_done, args[whole], whole, [], None),
+        (until_done, args[exact], exact, [dies(1,0), dies(30,1), dies(31,1), dies(2,1)], sae_is_honest), # the third: weights without cfg.json
+        (until_done, args[polled], polled, [seen(20), seen(400), seen(800)], sae_is_honest))
+    assert pd.read_csv(whole/'history.csv').dead.max()>0
+    for name in ('sae_weights.safetensors','cfg.json','history.csv'): assert all(g[name]==want[name] for g in got), f'{name} differs'
+    assert len(list(exact.glob('.*.tmp')))==1
+
+def test_leftover_of_the_same_process_number(tmp_path):
+    (tmp_path/f'.x.json.{os.getpid()}.tmp').write_text('{"longer than what comes": and cut sh')
+    write_json(tmp_path/'x.json', [1])
+    assert read_json(tmp_path/'x.json')==[1] and [p.name for p in tmp_path.iterdir()]==['x.json']
+
+# --- what is given cannot be used --------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def said(tmp_path_factory):
+    "Name -> (exit status, stdout, stderr) of commands on poor input"
+    d = tmp_path_factory.mktemp('poor')
+    for name in ('empty','text'): (d/name).mkdir()
+    (d/'text/notes.txt').write_text('no image'); (d/'file').write_text('a regular file')
+    one,bad = copy_photos(d/'one',1),copy_photos(d/'bad',3)
+    (bad/'broken.jpg').write_bytes(next(one.iterdir()).read_bytes()[:900])
+    run = lambda images,*more: (cli, 'extract', d/images, '--out', *more)
+    def chain():
+        "The only image all the way"
+        out = [cli('extract',one,'--out',d/'acts'), cli('train',d/'acts','--d-sae',32,'--k',4,'--steps',20,'--out',d/'sae')]
+        return [*out, cli('measure',d/'sae',d/'acts',d/'acts','--out',d/'report'), d/'report']
+    jobs = dict(one=(chain,), corrupt=run('bad',d/'o1'), skipped=run('bad',d/'o2','--skip-bad'), text=run('text',d/'o3'), empty=run('empty',d/'o4'),
+                missing=run('nowhere',d/'o5'), below=run('one',d/'file/acts'), proc=run('one','/proc/acts'))
+    return dict(zip(jobs, together(*jobs.values())))
+
+@pytest.mark.parametrize('case,says', dict(corrupt='broken.jpg cannot be read as an image', text='holds no images', empty='holds no images',
+    missing='no folder', below='cannot write to', proc='cannot write to').items())
+def test_refused_in_one_line(said, case, says):
+    if case=='proc' and not Path('/proc/self').exists(): pytest.skip('no /proc here')
+    status,out,err = said[case]
+    assert status==2 and err.startswith('sae-notebooks: ') and err.count('\n')==1 and says in err, err
+
+def test_skip_bad_reports_and_goes_on(said):
+    status,out,err = said['skipped']
+    assert status==0 and not err and out.startswith('skipped ') and 'broken.jpg' in out and '3 rows of 1280, 4 items' in out, out+err
+
+def test_one_image_is_enough_to_extract_and_train(said):
+    for status,out,err in said['one'][:2]: assert status==0 and not err, err
+
+def test_one_image_is_too_few_to_measure(said):
+    (status,out,err),report = said['one'][2:]
+    assert 'Traceback' not in err and status in (0,2), err
+    if status==2: assert err.startswith('sae-notebooks: ') and err.count('\n')==1
+    else: assert pd.read_csv(report/'report.csv').ms.isna().all() and read_json(report/'report.json')['ms'] is None, 'a score of one image'
