@@ -39,7 +39,7 @@ def views(
 # %% ../../nbs/acts/50_extract.ipynb #bc405298
 def to_rows(
     act:Tensor, # what a hook gave: (n, d), (n, tokens, d) or (n, channels, h, w)
-    rule:str,   # `mean`, `all` or `cls`
+    rule:str,   # mean, all or cls
 )->Tensor:      # (n, rows, d)
     "Rows of an activation. Raises `BadInput` for a rule that the activation cannot answer."
     if rule not in ('mean','all','cls'): raise BadInput(f'no row rule {rule!r}: use mean, all or cls')
@@ -80,8 +80,8 @@ def _origin(rows, item, n_views):
 
 # %% ../../nbs/acts/50_extract.ipynb #db9a3050
 def extract(
-    model:VisionModel|str,     # an adapter, or what `load_vision` takes
-    images:Images|str|Path,    # images, or what `open_images` takes
+    model:VisionModel|str,     # an adapter, or what load_vision takes
+    images:Images|str|Path,    # images, or what open_images takes
     out:str|Path,              # the store's folder; an unfinished store there is continued
     point:str|None=None,       # hook point, default the adapter's
     rule:str='mean',           # which rows of the activation: mean, all or cls

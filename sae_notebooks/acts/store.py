@@ -67,7 +67,7 @@ class StoreWriter:
         item:Tensor,          # the item of each, (n,)
         pos:Tensor,           # which crop, token or patch of it, (n,)
         next_item:int,        # the first item that comes after this batch
-        skipped:list=(),      # `[item, reason]` of items in this batch that gave no rows
+        skipped:list=(),      # [item, reason] of items in this batch that gave no rows
     ):
         "Take one batch. Raises `BadInput` naming the item when a number is NaN or infinite, or the width changed."
         self.next_item,self.skips = next_item,self.skips+[list(s) for s in skipped]
@@ -105,7 +105,7 @@ class StoreWriter:
 class ActStore:
     "`n` rows of `d_in` activations on disk, and the item each came from."
     def __init__(self,
-        path:str|Path, # a folder written by `StoreWriter`
+        path:str|Path, # a folder written by StoreWriter
     ):
         self.path = Path(path)
         if not (self.path/'store.json').is_file(): raise NotFound(f'no activation store at {path} (no store.json there)')
@@ -159,7 +159,7 @@ class ActStore:
 class Shuffled:
     "Endless shuffled batches of a store; batch `step` depends on the seed and the step alone."
     def __init__(self,
-        store,        # anything with `len` and `store[rows]`: an `ActStore`, or a tensor (n, d_in)
+        store,        # anything with len and store[rows]: an ActStore, or a tensor (n, d_in)
         size:int,     # rows in a batch
         seed:int=0,
     ):

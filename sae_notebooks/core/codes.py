@@ -56,7 +56,7 @@ def flat_to_codes(
 
 # %% ../../nbs/core/30_codes.ipynb #7c5aeb33
 def cat_codes(
-    batches:list, # `Codes` of the same width
+    batches:list, # Codes of the same width
 )->Codes:
     "The rows of all `batches`, one after the other."
     ends = torch.tensor([0]+[b.val.numel() for b in batches]).cumsum(0).tolist()

@@ -63,8 +63,8 @@ def _hashes(root, item):
 @dataclass
 class Images:
     "Image files with their labels; `images[i]` is a PIL image in RGB."
-    root:Path           # the folder that `items.file` is relative to
-    items:pd.DataFrame  # one row an image: `file`, and `label` or any other column
+    root:Path           # the folder that items.file is relative to
+    items:pd.DataFrame  # one row an image: file, and label or any other column
 
     def __len__(self): return len(self.items)
     def __getitem__(self, i:int): return open_image(self.root/self.items.file.iloc[i])
@@ -126,7 +126,7 @@ def _read_labels(table):
 # %% ../../nbs/core/10_data.ipynb #280070e7
 def model_folder(
     name:str|Path, # an embedded model, a folder, or a published name
-)->str: # a folder, or `name` itself for the model's own library to find
+)->str: # a folder, or name itself for the model's own library to find
     "Where a model is. An embedded name becomes its folder; a folder stays; anything else is passed on."
     man = read_json(data_folder()/'manifest.json') if not Path(name).is_dir() else {}
     if man.get(str(name),{}).get('kind')=='model': return str(data_folder()/man[str(name)]['path'])
@@ -135,7 +135,7 @@ def model_folder(
 
 # %% ../../nbs/core/10_data.ipynb #b1f6e0e4
 def open_words(
-    src:str|Path='nouns', # an embedded list, or a CSV file with a column `word`
+    src:str|Path='nouns', # an embedded list, or a CSV file with a column word
 )->pd.DataFrame:
     "A vocabulary: one row a word."
     man = read_json(data_folder()/'manifest.json')

@@ -69,7 +69,7 @@ def read_json(
 def inside(
     root:str|Path, # the folder that files may be in
     name:str,      # a relative name from a manifest or table
-)->Path:           # the path of `name` in `root`
+)->Path:           # the path of name in root
     "`root/name`, refused with `BadInput` when it would lie outside `root`."
     p = Path(root)/name
     if not p.resolve().is_relative_to(Path(root).resolve()): raise BadInput(f'{name!r} points outside {root}: refused')

@@ -18,7 +18,7 @@ from .files import BadInput
 # %% ../../nbs/core/20_hooks.ipynb #fd7b105f
 def points(
     model:nn.Module,   # any torch model
-    pattern:str='*',   # shell-style, e.g. `'*.layers.*'`
+    pattern:str='*',   # shell-style, e.g. '*.layers.*'
 )->list:               # module paths
     "The names of the places in `model` that can be hooked."
     return [n for n,_ in model.named_modules() if n and fnmatch(n, pattern)]

@@ -92,7 +92,7 @@ def page(
 def run(
     notebook:str,          # a notebook, e.g. nbs/tutorials/01_first_sae.ipynb
     param:list[str]=[],    # name=value, for its parameters cell; may be repeated
-    device:str='',         # its parameter `device`
+    device:str='',         # its parameter device
     html:bool=True,        # also make a self-contained page
 ):
     "Run a notebook from top to bottom, skipping cells as its directives say, and print where the result is."

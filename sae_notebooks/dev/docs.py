@@ -54,7 +54,7 @@ def plotly_html(
 # %% ../../nbs/dev/20_docs.ipynb #77ac81d8
 def rich_md(
     data:dict,  # mime type -> content, of one output
-    save,       # stores `(bytes, suffix)`, returns the address to link to
+    save,       # stores (bytes, suffix), returns the address to link to
     alt='',     # what a figure shows, for readers who do not see it
 )->str:         # Markdown
     "The richest form of an output that needs no network."
@@ -124,7 +124,7 @@ def _front(nb):
 def nb_md(
     nb:dict, # a notebook
     save,    # stores a figure, returns its address
-)->tuple:    # front matter (`title`, `description`), Markdown of the rest
+)->tuple:    # front matter (title, description), Markdown of the rest
     "A notebook as pandoc Markdown; its `# Title` and `> subtitle` are taken out as front matter."
     meta,cells = _front(nb)
     parts = [_txt(c['source']) if c['cell_type']=='markdown' else cell_md(c, save) for c in cells]
@@ -180,8 +180,8 @@ pre a{color:inherit;text-decoration:none}.cell-output pre{background:none;border
 .stderr pre{border-color:var(--warn)}.error pre{border-color:var(--bad)}.html{overflow-x:auto}
 img,svg,video{max-width:100%;height:auto}img.figure{display:block;margin:1rem 0;background:#fff;border-radius:4px}
 .plotly{margin:1rem 0;max-width:100%;overflow-x:auto}math[display=block]{overflow-x:auto}
-table{border-collapse:collapse;font-size:.94rem;font-variant-numeric:tabular-nums;display:block;max-width:100%;overflow-x:auto;margin:1rem 0}
-th,td{padding:.3rem .8rem .3rem 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+table{border:0;border-collapse:collapse;font-size:.94rem;font-variant-numeric:tabular-nums;display:block;max-width:100%;overflow-x:auto;margin:1rem 0}
+th,td{padding:.3rem .8rem .3rem 0;border:0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}table.dataframe :is(td,thead th){text-align:right}
 details>summary{cursor:pointer;color:var(--soft);font-size:.9rem}'''
 
 # %% ../../nbs/dev/20_docs.ipynb #bec3a915
@@ -287,7 +287,7 @@ def page_html(
     nb_path,    # an executed notebook
     out,        # the HTML file to write
     title=None, # heading of the page; the notebook's own by default
-)->Path:        # `out`
+)->Path:        # out
     "One notebook as one HTML file that needs neither other files nor the network."
     nb_path,out = Path(nb_path),Path(out)
     figs = _Figures(lambda raw,suffix,n: _data_uri(raw, suffix))
@@ -324,7 +324,7 @@ def repo_base(
 # %% ../../nbs/dev/20_docs.ipynb #13f177ca
 def site_config(
     root,  # the project's folder
-)->dict:   # `_quarto.yml`, with the files it lists as `metadata-files` merged in
+)->dict:   # _quarto.yml, with the files it lists as metadata-files merged in
     "The configuration of the site."
     root = Path(root)
     cfg = _yaml().safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))
@@ -340,8 +340,8 @@ def _merge(a, b):
 
 # %% ../../nbs/dev/20_docs.ipynb #4223f46c
 def sidebar_pages(
-    contents:list, # `website: sidebar: contents` of `_quarto.yml`
-)->list:           # paths of notebooks under `nbs/`, in reading order
+    contents:list, # website: sidebar: contents of _quarto.yml
+)->list:           # paths of notebooks under nbs/, in reading order
     "The notebooks a sidebar lists; sections may nest."
     pages = []
     for item in contents:
@@ -527,7 +527,7 @@ def build_site(
     out='_docs',  # folder of the site; a relative one stands in the current folder
     quarto=None,  # with Quarto? By default where it is installed; otherwise pandoc
     force=False,  # process every notebook again, not only those that changed
-)->Path:          # `out`
+)->Path:          # out
     """Build the site of the project around the current folder, from `_quarto.yml` and the notebooks under `nbs/`.
 
     Notebooks are not executed: the outputs they hold are shown. Raises `NotFound` naming a sidebar entry that does not exist."""
@@ -587,7 +587,7 @@ def readme_md(
 
 # %% ../../nbs/dev/20_docs.ipynb #0bc649e7
 def readme(
-    check=False, # only compare, and raise `BadInput` when README.md is out of date
+    check=False, # only compare, and raise BadInput when README.md is out of date
 )->Path:         # README.md of the project around the current folder
     "Write README.md from `nbs/index.ipynb`; figures that its cells drew go to `nbs/images/`."
     root,files = _root(),{}

@@ -33,7 +33,7 @@ def directives(
 # %% ../../nbs/dev/10_run.ipynb #82968f85
 def project_root(
     path='.', # a file or folder inside the project
-)->Path:      # the folder that holds `settings.ini`, None when there is none
+)->Path:      # the folder that holds settings.ini, None when there is none
     "The nearest folder above `path` that holds a `settings.ini`."
     path = Path(path).resolve()
     return next((p for p in (path, *path.parents) if (p/'settings.ini').is_file()), None)
@@ -178,12 +178,12 @@ def _execute(
 # %% ../../nbs/dev/10_run.ipynb #410452c7
 def run_nb(
     src,           # the notebook
-    dst=None,      # where the executed copy goes; by default its own place under `_runs/`
+    dst=None,      # where the executed copy goes; by default its own place under _runs/
     params=None,   # parameter name -> value
     flags=(),      # optional cells to include, such as 'slow'
-    device=None,   # the notebook's parameter `device`; one that starts with 'cuda' includes the `cuda` cells too
+    device=None,   # the notebook's parameter device; one that starts with 'cuda' includes the cuda cells too
     timeout=1200,  # seconds a cell may take
-)->Path:           # `dst`
+)->Path:           # dst
     """Execute a notebook from the top, in a fresh kernel whose working folder is the notebook's own.
 
     The notebook itself is not touched. Raises `BadInput` for a parameter it does not define, and `NotebookError`
@@ -204,7 +204,7 @@ def run_nb(
 def run_path(
     src,         # a notebook
     out='_runs', # folder of executed copies; a relative one stands in the project's root
-)->Path:         # where the executed copy of `src` goes
+)->Path:         # where the executed copy of src goes
     "The place of a notebook's executed copy: the path it has under `nbs/`, under `out`."
     src,root = Path(src).resolve(),project_root(src)
     base = (root or Path.cwd())
@@ -233,7 +233,7 @@ def run_all(
     out='_runs',   # folder of executed copies
     params=None,   # parameters, given to each notebook
     flags=(),      # optional cells to include
-    device=None,   # given to the notebooks that have a parameter `device`
+    device=None,   # given to the notebooks that have a parameter device
     timeout=1200,  # seconds a cell may take
 )->dict:           # notebook -> None, or the error that stopped it
     "`run_nb` over many notebooks; prints a line for each, and goes on when one fails."
@@ -251,9 +251,9 @@ def run_all(
 def write_outputs(
     src,           # the notebook, rewritten in place
     flags=(),      # optional cells to include; the others keep the outputs they have
-    device=None,   # the notebook's parameter `device`, for this run only
+    device=None,   # the notebook's parameter device, for this run only
     timeout=1200,  # seconds a cell may take
-)->Path:           # `src`
+)->Path:           # src
     "Execute a notebook and store its cleaned outputs in it. Needs nbdev (`sae_notebooks[dev]`)."
     try: from nbdev.clean import clean_nb
     except ImportError as e: raise ImportError(f"cleaning notebooks needs {e.name}: pip install 'sae_notebooks[dev]'") from None

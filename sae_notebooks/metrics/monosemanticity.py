@@ -35,7 +35,7 @@ def _checked(acts, emb):
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #69a8037f
 def column_sums(
-    acts,       # `Codes` or dense (n, d_sae), float64
+    acts,       # Codes or dense (n, d_sae), float64
     e:Tensor,   # unit embeddings, (n, d), float64
 )->dict:        # s1, s2, s4: sums of a, a², a⁴ (d_sae,); W: sum of a·e, (d_sae, d)
     "The sums that MS needs, from a sparse or a dense batch."
@@ -49,7 +49,7 @@ def column_sums(
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #6a7431e8
 def column_min(
-    acts, # `Codes` or dense (n, d_sae)
+    acts, # Codes or dense (n, d_sae)
 )->Tensor: # smallest value and how many rows have it, (2, d_sae); for Codes a feature that is off somewhere has 0
     "Where each feature is lowest."
     if not isinstance(acts, Codes): return torch.stack([lo:=acts.amin(0), (acts==lo).sum(0).to(lo)])
@@ -64,7 +64,7 @@ def _lower(pairs): # (k, 2, d_sae) -> (2, d_sae): the lower minimum, with the co
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #ad012028
 def ms_from_sums(
-    s:dict,     # n, s1, s2, s3, s4, W, E and low, as kept by `MonosemanticityScore`
+    s:dict,     # n, s1, s2, s3, s4, W, E and low, as kept by MonosemanticityScore
 )->dict:        # num, den, u, v, V of the shifted activations, support, n_eff
     "Shift by the minimum, after the fact."
     lo,n = s['low'][0],s['n']
@@ -95,7 +95,7 @@ class MonosemanticityScore(Metric):
         self.add_state('hi', z(d_sae)-math.inf, 'max')
 
     def update(self,
-        acts,       # activations: `Codes`, or dense (n, d_sae) of any float type
+        acts,       # activations: Codes, or dense (n, d_sae) of any float type
         emb:Tensor, # evaluation embeddings of the same images, any length, (n, d_emb)
     ):
         "Add images. Raises `BadInput` for rows that do not match, NaN, or an embedding of length zero."
@@ -136,7 +136,7 @@ def _shifted(acts, lo):
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #ca0724b6
 def leave_one_out(
     metric:MonosemanticityScore, # that has seen all images
-    acts,                        # some of the same images: `Codes` or dense (n, d_sae)
+    acts,                        # some of the same images: Codes or dense (n, d_sae)
     emb:Tensor,                  # their embeddings, (n, d_emb)
 )->tuple[Codes,Tensor]:          # the entries of these images; the feature's MS without the image, (nnz,)
     "For each image and each feature that it turns on, the score without this image. The minimum is held fixed."
@@ -151,7 +151,7 @@ def leave_one_out(
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #f0a369d3
 def jackknife(
     metric:MonosemanticityScore, # that has seen all images
-    batches,                     # pairs `(acts, emb)` of the same images again
+    batches,                     # pairs (acts, emb) of the same images again
 )->Tensor:                       # standard error of each feature's MS, NaN below three images, (d_sae,)
     "Standard errors by leaving out one image at a time."
     m = ms_from_sums(metric.sums())
@@ -166,9 +166,9 @@ def jackknife(
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #bf8a522e
 def bootstrap(
-    acts,           # of all images: `Codes` or dense (n, d_sae)
+    acts,           # of all images: Codes or dense (n, d_sae)
     emb:Tensor,     # their embeddings, (n, d_emb)
-    stat,           # function of scores (d_sae,) -> number, such as `torch.nanmedian`
+    stat,           # function of scores (d_sae,) -> number, such as torch.nanmedian
     draws:int=200,  # resamples
     seed:int=0,     # the same seed draws the same images, so that two dictionaries can be compared in pairs
 )->np.ndarray:      # the statistic in each resample, (draws,)

@@ -29,7 +29,7 @@ class Reconstruction(Metric):
     def update(self,
         x:Tensor,      # activations, (n, d_in)
         recons:Tensor, # their reconstructions, (n, d_in)
-        codes,         # the features: `Codes`, or dense (n, d_sae)
+        codes,         # the features: Codes, or dense (n, d_sae)
     ):
         "Add one batch."
         codes = codes if isinstance(codes, Codes) else dense_to_codes(codes)

@@ -60,7 +60,7 @@ class FeatureReport:
 
 # %% ../../nbs/metrics/80_report.ipynb #ed3d2037
 def load_report(
-    path:str|Path, # a folder that `FeatureReport.save` wrote
+    path:str|Path, # a folder that FeatureReport.save wrote
 )->FeatureReport:
     "A report from disk."
     path = Path(path)
@@ -100,7 +100,7 @@ def encode_rows(
 
 # %% ../../nbs/metrics/80_report.ipynb #4896bb3c
 def score_features(
-    codes,             # features of n images: `Codes`, or dense (n, d_sae)
+    codes,             # features of n images: Codes, or dense (n, d_sae)
     emb:Tensor,        # evaluation embeddings, (n, d_emb)
     labels=None,       # class of each image, (n,) strings
 )->tuple[pd.DataFrame,dict]: # one row a feature; floor and purity_floor
@@ -148,7 +148,7 @@ def measure(
 
 # %% ../../nbs/metrics/80_report.ipynb #89fc11a5
 def compare(
-    sources:dict,      # name -> features of the same images: `Codes` or dense (n, d)
+    sources:dict,      # name -> features of the same images: Codes or dense (n, d)
     emb:Tensor,        # evaluation embeddings, (n, d_emb)
     labels=None,       # class of each image, (n,)
     min_support:int=2, # features on for fewer images are left out
@@ -172,7 +172,7 @@ def compare(
     return table,tables
 
 def verdicts(
-    table:pd.DataFrame,           # from `compare`
+    table:pd.DataFrame,           # from compare
     ours:str,                     # the row to compare with all others
     scores:tuple=('ms','purity'), # columns
 )->pd.DataFrame:                  # one row for each other source: higher, lower or not told apart

@@ -54,7 +54,7 @@ class SAE(nn.Module):
         d_in:int,   # width of the activations
         d_sae:int,  # number of features
         seed:int=0, # of the initial dictionary
-        **options,  # what the architecture adds, such as `k`
+        **options,  # what the architecture adds, such as k
     ):
         super().__init__()
         if unknown := set(options)-set(self.defaults): raise BadInput(f'{type(self).__name__} has no option {", ".join(sorted(unknown))}; it has: {", ".join(self.defaults) or "none"}')
@@ -131,7 +131,7 @@ def unit_atoms(
 architectures = {}
 
 def register(
-    cls:type, # a subclass of `SAE` with an `architecture`
+    cls:type, # a subclass of SAE with an architecture
 )->type:
     "Class decorator: make an architecture known by its name."
     architectures[cls.architecture] = cls
@@ -144,7 +144,7 @@ def _import_all():
 # %% ../../nbs/saes/10_base.ipynb #7a659026
 def make_sae(
     architecture:str, # a registered name
-    **kw,             # `d_in`, `d_sae`, `seed` and the architecture's options
+    **kw,             # d_in, d_sae, seed and the architecture's options
 )->SAE:
     "A fresh SAE by the name of its architecture."
     if architecture not in architectures: _import_all()
@@ -171,7 +171,7 @@ def save_sae(
 
 # %% ../../nbs/saes/10_base.ipynb #081aed3a
 def load_sae(
-    path:str|Path, # a folder that `save_sae` wrote
+    path:str|Path, # a folder that save_sae wrote
 )->SAE:
     "The SAE in a folder. Raises `NotFound`, or `BadInput` saying which weight is missing, has the wrong shape or is not finite."
     from safetensors.torch import load_file

@@ -58,7 +58,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         d_in:int,   # width of the activations
         d_sae:int,  # number of features
         seed:int=0, # of the initial dictionary
-        **options,  # changes to `defaults`
+        **options,  # changes to defaults
     ):
         super().__init__(d_in, d_sae, seed, **options)
         self.sizes = group_sizes(d_sae, tuple(self.cfg['fractions']))

@@ -65,7 +65,7 @@ class BatchTopKSAE(SAE):
         d_in:int,   # width of the activations
         d_sae:int,  # number of features
         seed:int=0, # of the initial dictionary
-        **options,  # changes to `defaults`
+        **options,  # changes to defaults
     ):
         super().__init__(d_in, d_sae, seed, **options)
         self.register_buffer('threshold', torch.tensor(0.)) # 0 until trained: every positive feature is on

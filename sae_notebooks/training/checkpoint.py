@@ -26,7 +26,7 @@ def save_state(
 
 # %% ../../nbs/training/10_checkpoint.ipynb #c4afbc9b
 def load_state(
-    path:str|Path, # written by `save_state`
+    path:str|Path, # written by save_state
 )->tuple[dict,dict]: # tensors, meta
     "What `save_state` wrote. Raises `NotFound`, or `BadInput` for a damaged file."
     from safetensors import safe_open
@@ -39,7 +39,7 @@ def load_state(
 def optim_tensors(
     model:nn.Module,           # whose parameters are optimised
     opt:torch.optim.Optimizer, # e.g. Adam
-)->dict:                       # `optim.W_enc.exp_avg` -> Tensor
+)->dict:                       # optim.W_enc.exp_avg -> Tensor
     "The optimiser's state under the names of the parameters."
     return {f'optim.{n}.{k}':torch.as_tensor(v) for n,p in model.named_parameters() for k,v in opt.state[p].items()}
 
@@ -47,7 +47,7 @@ def optim_tensors(
 def restore_optim(
     model:nn.Module,           # whose parameters are optimised
     opt:torch.optim.Optimizer, # fresh, for the same parameters
-    tensors:dict,              # from `load_state`
+    tensors:dict,              # from load_state
 ):
     "Put back what `optim_tensors` gave."
     for n,p in model.named_parameters():

@@ -25,8 +25,8 @@ class TrainConfig:
     "How to train. Together with the SAE's `cfg` and the data this decides every bit of the result."
     steps:int=1000             # optimiser steps
     batch_size:int=512         # rows in each
-    lr:float|None=None         # learning rate; None: by `lr_rule`
-    lr_rule:str='code'         # `code` or `paper`, see below
+    lr:float|None=None         # learning rate; None: by lr_rule
+    lr_rule:str='code'         # code or paper, see below
     warmup:int|None=None       # steps over which the rate rises from 0; None: a tenth of all, at most 1000
     decay:float=.2             # last part of the run over which it falls to 0
     clip:float=1.              # largest gradient norm
@@ -135,14 +135,14 @@ def _key(store, sae, cfg):
 
 # %% ../../nbs/training/20_loop.ipynb #09dd485f
 def train(
-    store,                     # an `ActStore`, or a tensor (n, d_in)
-    sae:SAE|str,               # a fresh SAE, or an architecture's name with `d_sae` and its options in `sae_options`
+    store,                     # an ActStore, or a tensor (n, d_in)
+    sae:SAE|str,               # a fresh SAE, or an architecture's name with d_sae and its options in sae_options
     out:str|Path|None=None,    # folder for checkpoints and the result
     sae_options:dict|None=None,# for an SAE by name: d_sae, k, seed …
     device:str='cpu',          # where to train
     progress:bool=True,        # show a progress bar
-    **config,                  # fields of `TrainConfig`
-)->SAE:                        # trained, on raw activations; its `history` is a DataFrame
+    **config,                  # fields of TrainConfig
+)->SAE:                        # trained, on raw activations; its history is a DataFrame
     "Train an SAE on the rows of a store. Raises `BadInput` for data or settings that cannot work."
     try: cfg = TrainConfig(**config)
     except TypeError as e: raise BadInput(f'{e}; the settings are: {", ".join(TrainConfig.__dataclass_fields__)}') from e

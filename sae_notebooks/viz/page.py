@@ -431,12 +431,12 @@ def write_page(
     intro:str='',                 # a paragraph of plain text under it
     summary:Mapping|None=None,    # numbers and texts about the whole, by name
     chosen:Sequence|None=None,    # ids of the features shown with photographs; the best, middling and worst if not given
-    sort_by:str='ms',             # the score: its column, with `_lo` and `_hi` for an interval
+    sort_by:str='ms',             # the score: its column, with _lo and _hi for an interval
     n_each:int=6,                 # how many best, middling and worst
     floor:float|None=None,        # what the data gives any feature: a line
     thumb:int=96,                 # side of a thumbnail, pixels
     figures:Sequence|None=None,   # pairs of caption and PNG bytes
-)->Path:                          # `path`
+)->Path:                          # path
     "One self-contained HTML page of a dictionary's features. Raises `BadInput` before anything is written."
     _check(features, sort_by)
     items,acts = check_top(top_items, top_acts, len(features))
