@@ -19,7 +19,7 @@ def replace(src, dst):
     global left
     left -= str(src).endswith('.tmp')
     if late: real(src, dst)
-    if left==0: os.kill(os.getpid(), signal.SIGKILL)
+    if left==0: print(dst, flush=True); os.kill(os.getpid(), signal.SIGKILL)
     if not late: real(src, dst)
 os.replace = replace
 '''+PROGRAM
@@ -32,10 +32,10 @@ def cli(*args):
     r = subprocess.run(**command(args), capture_output=True, timeout=300)
     return r.returncode,r.stdout,r.stderr
 
-def die_at(args, n, late):
-    "kill -9 just before, or just after, the n-th file of the run takes its name"
+def die_at(args, n, name, late=0):
+    "kill -9 just before, or just after, the n-th file of a run takes its name, which tells how far the runs before it got"
     r = subprocess.run(**command(args, DYING.format(n=n, late=late)), capture_output=True, timeout=300)
-    assert r.returncode==-signal.SIGKILL, f'there was no file number {n}: {r.stderr}'
+    assert r.returncode==-signal.SIGKILL and Path(r.stdout.strip()).name==name, f'{r.stdout} is not {name}; {r.stderr}'
 
 def kill_when(args, happened, delay, limit=300):
     "kill -9 from outside, `delay` seconds after something happened"
@@ -50,13 +50,17 @@ def files(folder): return {p.name: p.read_bytes() for p in folder.iterdir() if p
 
 def until_done(args, out, kills, check):
     "Kill, look, start again, over and over; then let it finish"
-    for kill in kills: kill(args); check(out)
+    for kill,*where in kills: kill(args, *where); check(out)
     status,_,err = cli(*args)
     assert status==0, err
     return files(out)
 
 def together(*jobs):
     with ThreadPoolExecutor(2) as pool: return [f.result() for f in [pool.submit(*j) for j in jobs]]
+
+def three_ways(args, folder, check, **kills):
+    "The files of an uninterrupted run, and of runs that were killed again and again"
+    return together(*((until_done, [*args,'--out',folder/n], folder/n, k, check) for n,k in dict(whole=[], **kills).items()))
 
 # --- extract ---------------------------------------------------------------------------------------------------------
 
@@ -67,23 +71,21 @@ def copy_photos(folder, n):
 
 def store_is_honest(out):
     "Finished and true to its hashes, or says that it is not finished"
-    try: ActStore(out).verify()
+    try:
+        store = ActStore(out)
+        store.verify(); assert len(store)==80
     except NotFound as e: assert 'no store.json' in str(e)
     except BadInput as e: assert 'is unfinished' in str(e)
 
 def test_killed_extract_resumes_to_the_same_bytes(tmp_path):
     photos,rng = copy_photos(tmp_path/'photos',40),random.Random(0)
-    outs = whole,polled,exact = [tmp_path/n for n in ('whole','polled','exact')]
-    args = {o: ['extract',photos,'--views',2,'--batch-size',8,'--shard-rows',8,'--out',o] for o in outs}  # 10 shards
-    seen = lambda n: (lambda args: kill_when(args, (polled/f'acts-{n:05d}.safetensors').exists, rng.uniform(0,.1)))
-    dies = lambda n,late: (lambda args: die_at(args, n, late))
-    want,*got = together((until_done, args[whole], whole, [], None),
-        (until_done, args[exact], exact, [dies(1,0), dies(1,1), dies(4,0), dies(19,1), dies(2,1)], store_is_honest), # the last: finished
-        (until_done, args[polled], polled, [seen(0), seen(5)], store_is_honest))
+    exact = [(die_at,1,'acts-00000.safetensors'), (die_at,4,'store.json'), (die_at,19,'items.csv',1), (die_at,2,'store.json',1)] # the last: finished
+    polled = [(kill_when, (tmp_path/f'polled/acts-0000{n}.safetensors').exists, rng.uniform(0,.1)) for n in (0,5)]
+    want,*got = three_ways(['extract',photos,'--views',2,'--batch-size',8,'--shard-rows',8], tmp_path, store_is_honest, exact=exact, polled=polled)
     man = json.loads(want['store.json'])
     assert len(man['shards'])==10 and man['n_rows']==80 and set(want)=={'store.json','items.csv',*(s['file'] for s in man['shards'])}
     for g in got: assert g==want
-    assert len(list(exact.glob('.*.tmp')))==2   # what the two kills before a rename left behind did no harm
+    assert len(list((tmp_path/'exact').glob('.*.tmp')))==2   # what the two kills before a rename left behind did no harm
 
 # --- train -----------------------------------------------------------------------------------------------------------
 
@@ -105,17 +107,14 @@ def sae_is_honest(out):
     except NotFound as e: assert 'no cfg.json' in str(e) and step_of(out) in (-1,*range(20,1201,20))
 
 def test_killed_train_resumes_to_the_same_bytes(planted, tmp_path):
-    outs = whole,polled,exact = [tmp_path/n for n in ('whole','polled','exact')]
     rng = random.Random(1)
-    args = {o: ['train',planted.path,'--d-sae',256,'--k',8,'--batch-size',128,'--steps',1200,'--checkpoint-every',20,'--out',o] for o in outs}
-    seen = lambda n: (lambda args: kill_when(args, lambda: step_of(polled)>=n, rng.uniform(0,.05)))
-    dies = lambda n,late: (lambda args: die_at(args, n, late))
-    want,*got = together((until_done, args[whole], whole, [], None),
-        (until_done, args[exact], exact, [dies(1,0), dies(30,1), dies(31,1), dies(2,1)], sae_is_honest), # the third: weights without cfg.json
-        (until_done, args[polled], polled, [seen(20), seen(600)], sae_is_honest))
-    assert pd.read_csv(whole/'history.csv').dead.max()>0
+    exact = [(die_at,30,'checkpoint.safetensors'), (die_at,32,'sae_weights.safetensors',1), (die_at,2,'cfg.json',1)] # the last: finished
+    polled = [(kill_when, lambda n=n: step_of(tmp_path/'polled')>=n, rng.uniform(0,.05)) for n in (20,600)]
+    args = ['train',planted.path,'--d-sae',256,'--k',8,'--batch-size',128,'--steps',1200,'--checkpoint-every',20]
+    want,*got = three_ways(args, tmp_path, sae_is_honest, exact=exact, polled=polled)
+    assert pd.read_csv(tmp_path/'whole/history.csv').dead.max()>0
     for name in ('sae_weights.safetensors','cfg.json','history.csv'): assert all(g[name]==want[name] for g in got), f'{name} differs'
-    assert len(list(exact.glob('.*.tmp')))==1
+    assert len(list((tmp_path/'exact').glob('.*.tmp')))==1
 
 def test_leftover_of_the_same_process_number(tmp_path):
     (tmp_path/f'.x.json.{os.getpid()}.tmp').write_text('{"longer than what comes": and cut sh')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'map_tensors', 'StoreWriter', 'ActStore', 'Shuffled']
 
-# %% ../../nbs/acts/10_store.ipynb #51a64892
+# %% ../../nbs/acts/10_store.ipynb #646cfbf2
 import json
 from pathlib import Path
 
@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..core.files import BadInput, NotFound, atomic, inside, make_folder, read_json, sha256, write_json
+from ..core.files import BadInput, NotFound, atomic, inside, made_by, make_folder, read_json, sha256, write_json
 
-# %% ../../nbs/acts/10_store.ipynb #aa605568
+# %% ../../nbs/acts/10_store.ipynb #748c1b21
 _types = dict(F64=(np.float64,None), F32=(np.float32,None), F16=(np.float16,None), BF16=(np.int16,torch.bfloat16), I64=(np.int64,None), I32=(np.int32,None))
 
 def map_tensors(
@@ -38,7 +38,7 @@ def _map(path, start, dtype, shape, data_offsets):
     if b-a!=np.prod(shape,dtype=np.int64)*np.dtype(np_type).itemsize or start+b>path.stat().st_size: raise ValueError(f'{path.stat().st_size} bytes are too few')
     return (np.memmap(path, np_type, 'r', start+a, tuple(shape)) if b>a else np.empty(shape,np_type)),view
 
-# %% ../../nbs/acts/10_store.ipynb #e4620db8
+# %% ../../nbs/acts/10_store.ipynb #e1c276f7
 FORMAT,VERSION = 'sae_notebooks.ActStore',1
 
 class StoreWriter:
@@ -51,7 +51,7 @@ class StoreWriter:
     ):
         self.path,self.dtype,self.shard_rows,self.parts,self.skips = make_folder(path),dtype,shard_rows,[],[]
         if dtype not in ('float16','bfloat16','float32'): raise BadInput(f'dtype must be float16, bfloat16 or float32, not {dtype!r}')
-        self.man = self._resume(meta) or dict(format=FORMAT, version=VERSION, dtype=dtype, d_in=None, n_rows=0, next_item=0, complete=False, shards=[], skipped=[], meta=meta)
+        self.man = self._resume(meta) or dict(format=FORMAT, version=VERSION, dtype=dtype, d_in=None, n_rows=0, next_item=0, complete=False, shards=[], skipped=[], meta=meta, made_by=made_by())
         self.next_item = self.man['next_item'] # an earlier run got as far as this
 
     def _resume(self, meta):
@@ -101,7 +101,7 @@ class StoreWriter:
         write_json(self.path/'store.json', self.man)
         return ActStore(self.path)
 
-# %% ../../nbs/acts/10_store.ipynb #3b603621
+# %% ../../nbs/acts/10_store.ipynb #cdcb3ce0
 class ActStore:
     "`n` rows of `d_in` activations on disk, and the item each came from."
     def __init__(self,
@@ -155,7 +155,7 @@ class ActStore:
         for s in self.man['shards']:
             if sha256(self.path/s['file'])!=s['sha256']: raise BadInput(f'{self.path/s["file"]} has changed since it was written: its hash differs')
 
-# %% ../../nbs/acts/10_store.ipynb #a97c5fa6
+# %% ../../nbs/acts/10_store.ipynb #6095f356
 class Shuffled:
     "Endless shuffled batches of a store; batch `step` depends on the seed and the step alone."
     def __init__(self,

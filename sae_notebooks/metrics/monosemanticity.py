@@ -6,7 +6,7 @@
 __all__ = ['column_sums', 'column_min', 'ms_from_sums', 'MonosemanticityScore', 'lift', 'leave_one_out', 'jackknife', 'bootstrap',
            'null_band']
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #730e4e6e
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #01d6bf70
 import math
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..core.files import BadInput
 from ..core.synthetic import stream
 from .base import Metric
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #2c714b94
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #10d4a041
 def _unit(emb):
     e = emb.double()
     if not e.isfinite().all(): raise BadInput(f'the embedding of row {(~e.isfinite().all(1)).nonzero()[0].item()} holds NaN or infinite numbers')
@@ -33,7 +33,7 @@ def _checked(acts, emb):
     if not vals.isfinite().all(): raise BadInput('activations hold NaN or infinite numbers')
     return (acts.to(dtype=torch.float64) if isinstance(acts, Codes) else acts.double()),_unit(emb)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #69a8037f
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #27e81a9c
 def column_sums(
     acts,       # Codes or dense (n, d_sae), float64
     e:Tensor,   # unit embeddings, (n, d), float64
@@ -47,7 +47,7 @@ def column_sums(
         return dict(s1=add(val), s2=add(val**2), s3=add(val**3), s4=add(val**4), W=sparse_decode(Codes(ptr,row,val,len(e)), e))
     return dict(s1=acts.sum(0), s2=(acts**2).sum(0), s3=(acts**3).sum(0), s4=(acts**4).sum(0), W=acts.T@e)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #6a7431e8
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #8cd2e0da
 def column_min(
     acts, # Codes or dense (n, d_sae)
 )->Tensor: # smallest value and how many rows have it, (2, d_sae); for Codes a feature that is off somewhere has 0
@@ -62,7 +62,7 @@ def _lower(pairs): # (k, 2, d_sae) -> (2, d_sae): the lower minimum, with the co
     lo = pairs[:,0].amin(0)
     return torch.stack([lo, (pairs[:,1]*(pairs[:,0]==lo)).sum(0)])
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #ad012028
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #1223cdd7
 def ms_from_sums(
     s:dict,     # n, s1, s2, s3, s4, W, E and low, as kept by MonosemanticityScore
 )->dict:        # num, den, u, v, V of the shifted activations, support, n_eff
@@ -75,7 +75,7 @@ def ms_from_sums(
     num,den = V.square().sum(1)-v,u*u-v
     return dict(num=num, den=den, u=u, v=v, V=V, lo=lo, support=n-s['low'][1], n_eff=den**2/(2*(v**2-q)).clamp_min(1e-300))
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #d0700f33
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #6caf1cdd
 class MonosemanticityScore(Metric):
     "MS of every feature from one pass over images; `compute` gives (d_sae,) float64, NaN where undefined."
     full_state_update = False
@@ -118,7 +118,7 @@ class MonosemanticityScore(Metric):
         "Mean similarity of two images whatever the features: the MS of a feature that is on everywhere alike."
         return ((self.E.square().sum()-self.n)/(self.n*(self.n-1))).item()
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #1544abb9
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #1c374fb5
 def lift(
     ms:Tensor,   # scores
     floor:float, # mean similarity of any two images
@@ -126,14 +126,14 @@ def lift(
     "How far above the floor, in units of what is possible."
     return (ms-floor)/(1-floor)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #993b708c
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #d324687c
 def _shifted(acts, lo):
     "Entries of each row above the minimum, as Codes."
     if isinstance(acts, Codes) and not lo.any(): return acts
     dense = acts.to_dense() if isinstance(acts, Codes) else acts
     return dense_to_codes(dense-lo)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #ca0724b6
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #ac8c95b0
 def leave_one_out(
     metric:MonosemanticityScore, # that has seen all images
     acts,                        # some of the same images: Codes or dense (n, d_sae)
@@ -148,7 +148,7 @@ def leave_one_out(
     den = m['den'][c.idx]-2*c.val*m['u'][c.idx]+2*c.val**2
     return c,torch.where(m['support'][c.idx]>2, num/den, torch.nan)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #f0a369d3
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #7e1a280e
 def jackknife(
     metric:MonosemanticityScore, # that has seen all images
     batches,                     # pairs (acts, emb) of the same images again
@@ -164,7 +164,7 @@ def jackknife(
     se = ((n-1)/n*(q-s**2/n)).clamp_min(0).sqrt()
     return torch.where(m['support']>2, se, torch.nan)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #bf8a522e
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #b5728380
 def bootstrap(
     acts,           # of all images: Codes or dense (n, d_sae)
     emb:Tensor,     # their embeddings, (n, d_emb)
@@ -173,7 +173,7 @@ def bootstrap(
     seed:int=0,     # the same seed draws the same images, so that two dictionaries can be compared in pairs
 )->np.ndarray:      # the statistic in each resample, (draws,)
     "Resample images with replacement, and summarise the scores each time."
-    acts,e = _checked(acts, emb)
+    acts,e = _checked(acts.to('cpu'), emb.cpu())
     c = _shifted(acts, _lower(column_min(acts)[None])[0])
     order = c.idx.argsort(stable=True)
     val,row,g,n = c.val[order],c.rows[order],stream('ms bootstrap',seed),len(e)
@@ -189,7 +189,7 @@ def _resampled(w, e): # weights of a feature's images in each draw (draws, m), t
     u,v = w.sum(1),w.square().sum(1)
     return torch.where((w>0).sum(1)>1, (sq-v)/(u*u-v), torch.nan)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #7311b512
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #a6cb4bb1
 def null_band(
     emb:Tensor,      # embeddings of the images, (n, d_emb)
     supports,        # numbers of images to draw
@@ -198,10 +198,10 @@ def null_band(
     seed:int=0,
 )->pd.DataFrame:     # support, q05, q50, q95 and max of the random scores
     "MS of features that are on for random images."
-    e,g,rows = _unit(emb),stream('ms null',seed),[]
+    e,g,rows = _unit(emb.cpu()),stream('ms null',seed),[]
     for m in supports:
         if not 2<=m<=len(e): raise BadInput(f'a support of {m} cannot be drawn from {len(e)} images')
-        score = torch.cat([_random_ms(e, m, values.double(), min(200,draws-i), g) for i in range(0,draws,200)])
+        score = torch.cat([_random_ms(e, m, values.cpu().double(), min(200,draws-i), g) for i in range(0,draws,200)])
         rows.append([m,*score.quantile(torch.tensor([.05,.5,.95],dtype=score.dtype)).tolist(),score.max().item()])
     return pd.DataFrame(rows, columns=['support','q05','q50','q95','max'])
 

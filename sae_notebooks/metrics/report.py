@@ -6,7 +6,7 @@
 __all__ = ['top_examples', 'FeatureReport', 'load_report', 'one_row_each', 'encode_rows', 'score_features', 'measure', 'compare',
            'verdicts']
 
-# %% ../../nbs/metrics/80_report.ipynb #8998bcf9
+# %% ../../nbs/metrics/80_report.ipynb #787a656c
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ..acts.store import ActStore, map_tensors
 from ..core.codes import Codes, cat_codes
-from ..core.files import BadInput, NotFound, atomic, make_folder, progress_bar, read_json, write_json
+from ..core.files import BadInput, NotFound, atomic, made_by, make_folder, progress_bar, read_json, write_json
 from .monosemanticity import MonosemanticityScore, bootstrap, jackknife, lift, ms_from_sums
 from .reconstruction import Reconstruction
 from ..saes.base import SAE
 
-# %% ../../nbs/metrics/80_report.ipynb #a31810fa
+# %% ../../nbs/metrics/80_report.ipynb #4d218dfc
 def top_examples(
     codes:Codes, # (n, d_sae)
     m:int=9,     # images for each feature
@@ -38,7 +38,7 @@ def top_examples(
     rows[col[keep],rank[keep]],acts[col[keep],rank[keep]] = row[keep],val[keep]
     return rows,acts
 
-# %% ../../nbs/metrics/80_report.ipynb #a44715cd
+# %% ../../nbs/metrics/80_report.ipynb #f27da635
 @dataclass
 class FeatureReport:
     "What is known about the features of an SAE."
@@ -58,7 +58,7 @@ class FeatureReport:
         write_json(path/'report.json', self.summary)
         return path
 
-# %% ../../nbs/metrics/80_report.ipynb #ed3d2037
+# %% ../../nbs/metrics/80_report.ipynb #76b58d8a
 def load_report(
     path:str|Path, # a folder that FeatureReport.save wrote
 )->FeatureReport:
@@ -71,7 +71,7 @@ def load_report(
     if len(features)!=len(t['items'][0]): raise BadInput(f'{path}: report.csv has {len(features)} features, examples.safetensors {len(t["items"][0])}')
     return FeatureReport(features, read_json(path/'report.json'), np.array(t['items'][0]), np.array(t['acts'][0]))
 
-# %% ../../nbs/metrics/80_report.ipynb #690df398
+# %% ../../nbs/metrics/80_report.ipynb #ee93aac5
 def one_row_each(
     store:ActStore, # any
 )->np.ndarray: # positions of the rows, one for each item that has any
@@ -79,7 +79,7 @@ def one_row_each(
     item = store.item
     return np.unique(item, return_index=True)[1]
 
-# %% ../../nbs/metrics/80_report.ipynb #9066aba4
+# %% ../../nbs/metrics/80_report.ipynb #0b2492e7
 @torch.no_grad()
 def encode_rows(
     sae:SAE,            # a trained SAE
@@ -98,7 +98,7 @@ def encode_rows(
         out.append(codes.to('cpu'))
     return cat_codes(out)
 
-# %% ../../nbs/metrics/80_report.ipynb #4896bb3c
+# %% ../../nbs/metrics/80_report.ipynb #190bc217
 def score_features(
     codes,             # features of n images: Codes, or dense (n, d_sae)
     emb:Tensor,        # evaluation embeddings, (n, d_emb)
@@ -118,7 +118,7 @@ def score_features(
         extra['purity_floor'] = p.floor()
     return df.rename_axis('feature'),extra
 
-# %% ../../nbs/metrics/80_report.ipynb #104f0357
+# %% ../../nbs/metrics/80_report.ipynb #eb7f11cb
 def measure(
     sae:SAE,           # a trained SAE
     store:ActStore,    # activations of images, best of ones it was not trained on
@@ -143,10 +143,10 @@ def measure(
     med = float(np.nanmedian(features.ms)) if features.ms.notna().any() else 0.
     summary = dict(images=len(rows), items=len(store.items), **r, **extra, ms=med, ms_lo=med-1.96*boot.std(), ms_hi=med+1.96*boot.std(), undefined=int(features.ms.isna().sum()),
         lift=(med-extra['floor'])/(1-extra['floor']), **({'purity':float(np.nanmedian(features.purity))} if 'purity' in features else {}),
-        sae=sae.cfg, model=store.meta.get('model'), point=store.meta.get('point'), evaluator=emb.meta.get('model'))
+        sae=sae.cfg, model=store.meta.get('model'), point=store.meta.get('point'), evaluator=emb.meta.get('model'), made_by=made_by())
     return FeatureReport(features, {k:(None if isinstance(v,float) and not np.isfinite(v) else v) for k,v in summary.items()}, np.where(top>=0, item[top], -1), acts)
 
-# %% ../../nbs/metrics/80_report.ipynb #89fc11a5
+# %% ../../nbs/metrics/80_report.ipynb #40e462f8
 def compare(
     sources:dict,      # name -> features of the same images: Codes or dense (n, d)
     emb:Tensor,        # evaluation embeddings, (n, d_emb)

@@ -6,7 +6,7 @@
 __all__ = ['architectures', 'picked', 'SAE', 'geometric_median', 'fold_scale', 'unit_atoms', 'register', 'make_sae', 'save_sae',
            'load_sae', 'check_sae']
 
-# %% ../../nbs/saes/10_base.ipynb #35dce452
+# %% ../../nbs/saes/10_base.ipynb #90bffc8f
 import importlib.util
 import pkgutil
 from pathlib import Path
@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.codes import Codes, flat_to_codes, sparse_decode
-from ..core.files import BadInput, NotFound, atomic, read_json, write_json
+from ..core.files import BadInput, NotFound, atomic, made_by, read_json, write_json
 
-# %% ../../nbs/saes/10_base.ipynb #33fe60ab
+# %% ../../nbs/saes/10_base.ipynb #13f6fa48
 class _Picked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W_enc, bias, pre_acts, flat):
@@ -34,7 +34,7 @@ class _Picked(torch.autograd.Function):
         dW = sparse_decode(Codes(ptr, (flat//d_sae)[order], g[order], len(x)), x) # (d_sae, d_in): for each feature the inputs that turned it on
         return None, dW.T.contiguous(), torch.zeros(d_sae,dtype=g.dtype,device=g.device).index_add(0, col, g[order]), None, None
 
-# %% ../../nbs/saes/10_base.ipynb #762780b5
+# %% ../../nbs/saes/10_base.ipynb #6248513c
 def picked(
     x:Tensor,        # inputs, (n, d_in)
     W_enc:Tensor,    # encoder, (d_in, d_sae)
@@ -45,7 +45,7 @@ def picked(
     "The selected pre-activations, with gradients to `W_enc` and `bias` that cost as much as there are entries."
     return _Picked.apply(x, W_enc, bias, pre_acts, flat)
 
-# %% ../../nbs/saes/10_base.ipynb #4de54f84
+# %% ../../nbs/saes/10_base.ipynb #2816aa0a
 class SAE(nn.Module):
     "Weights and the parts that all architectures share."
     architecture,defaults = None,{}
@@ -92,7 +92,7 @@ class SAE(nn.Module):
         recons = self.decode(codes)
         return (x-recons).square().sum(1).mean(),recons
 
-# %% ../../nbs/saes/10_base.ipynb #04ca845a
+# %% ../../nbs/saes/10_base.ipynb #9bef9fbd
 def geometric_median(
     x:Tensor,      # (n, d)
     steps:int=100, # at most
@@ -107,7 +107,7 @@ def geometric_median(
         m = new
     return m
 
-# %% ../../nbs/saes/10_base.ipynb #d1fcd521
+# %% ../../nbs/saes/10_base.ipynb #4fb69ab3
 @torch.no_grad()
 def fold_scale(
     sae:SAE,      # trained on x/scale
@@ -118,7 +118,7 @@ def fold_scale(
         if t is not None: t.mul_(scale)
     return sae
 
-# %% ../../nbs/saes/10_base.ipynb #2f65ce99
+# %% ../../nbs/saes/10_base.ipynb #4d46384b
 @torch.no_grad()
 def unit_atoms(
     sae:SAE, # any
@@ -127,7 +127,7 @@ def unit_atoms(
     sae.W_dec.div_(sae.W_dec.norm(dim=1,keepdim=True).clamp_min(1e-12))
     return sae
 
-# %% ../../nbs/saes/10_base.ipynb #cf79523a
+# %% ../../nbs/saes/10_base.ipynb #473d9481
 architectures = {}
 
 def register(
@@ -141,7 +141,7 @@ def _import_all():
     "Each module of this layer registers what it defines."
     for m in pkgutil.iter_modules(importlib.util.find_spec('sae_notebooks.saes').submodule_search_locations): importlib.import_module(f'sae_notebooks.saes.{m.name}')
 
-# %% ../../nbs/saes/10_base.ipynb #7a659026
+# %% ../../nbs/saes/10_base.ipynb #58922709
 def make_sae(
     architecture:str, # a registered name
     **kw,             # d_in, d_sae, seed and the architecture's options
@@ -151,7 +151,7 @@ def make_sae(
     if architecture not in architectures: raise BadInput(f'no architecture {architecture!r}; there are: {", ".join(sorted(architectures))}')
     return architectures[architecture](**kw)
 
-# %% ../../nbs/saes/10_base.ipynb #29acf599
+# %% ../../nbs/saes/10_base.ipynb #8c2827f1
 def save_sae(
     sae:SAE,            # any registered architecture
     path:str|Path,      # a folder
@@ -167,9 +167,9 @@ def save_sae(
     write_json(path/'cfg.json', dict(architecture='jumprelu' if has_threshold else sae.architecture, d_in=sae.d_in, d_sae=sae.d_sae,
         dtype='float32', device='cpu', apply_b_dec_to_input=True, normalize_activations='none', reshape_activations='none',
         **({'k':sae.cfg['k'],'rescale_acts_by_decoder_norm':False} if sae.architecture=='topk' else {}),
-        metadata=dict(training_architecture=sae.architecture, sae_notebooks=sae.cfg, **(metadata or {}))))
+        metadata=dict(training_architecture=sae.architecture, sae_notebooks=sae.cfg, made_by=made_by(), **(metadata or {}))))
 
-# %% ../../nbs/saes/10_base.ipynb #081aed3a
+# %% ../../nbs/saes/10_base.ipynb #f46cee91
 def load_sae(
     path:str|Path, # a folder that save_sae wrote
 )->SAE:
@@ -190,7 +190,7 @@ def load_sae(
         v.copy_(t)
     return sae.eval()
 
-# %% ../../nbs/saes/10_base.ipynb #021c145b
+# %% ../../nbs/saes/10_base.ipynb #288332c1
 def check_sae(
     sae:SAE,        # any architecture
     x:Tensor,       # rows to try it on, (n, d_in)
