@@ -6,7 +6,7 @@
 __all__ = ['data_folder', 'extra_folder', 'catalogue', 'verify', 'Images', 'open_image', 'open_images', 'model_folder',
            'open_words']
 
-# %% ../../nbs/core/10_data.ipynb #4084ac45
+# %% ../../nbs/core/10_data.ipynb #e3a305bd
 import csv
 import os
 from dataclasses import dataclass
@@ -18,25 +18,25 @@ import pandas as pd
 
 from .files import BadInput, NotFound, inside, read_json, sha256
 
-# %% ../../nbs/core/10_data.ipynb #570b4b38
+# %% ../../nbs/core/10_data.ipynb #56dc6f9b
 def data_folder()->Path: # the folder that holds manifest.json
     "The embedded data: `$SAE_NOTEBOOKS_DATA`, or `data/` beside the package."
     d = Path(os.environ.get('SAE_NOTEBOOKS_DATA') or Path(getfile(BadInput)).resolve().parents[2]/'data')
     if not (d/'manifest.json').is_file(): raise NotFound(f'no embedded data at {d}: work from a checkout of the repository, or set SAE_NOTEBOOKS_DATA to its data folder')
     return d
 
-# %% ../../nbs/core/10_data.ipynb #73e85c77
+# %% ../../nbs/core/10_data.ipynb #0a45db5b
 def extra_folder()->Path|None: # None where there is none
     "More data, for larger runs, that may not be redistributed: `$SAE_NOTEBOOKS_EXTRA`, or `shared/` beside the checkout."
     d = Path(os.environ.get('SAE_NOTEBOOKS_EXTRA') or data_folder().parents[1]/'shared')
     return d if (d/'data').is_dir() else None
 
-# %% ../../nbs/core/10_data.ipynb #a1731ec1
+# %% ../../nbs/core/10_data.ipynb #be27225c
 def catalogue()->pd.DataFrame: # indexed by name
     "What ships with the project: one row an item, with its kind, content, licence and source."
     return pd.DataFrame(read_json(data_folder()/'manifest.json')).T.drop(columns='files').rename_axis('name')
 
-# %% ../../nbs/core/10_data.ipynb #40298cad
+# %% ../../nbs/core/10_data.ipynb #7e350bd3
 def verify(
     name:str|None=None, # an item of the catalogue, default all
 )->int:                 # files checked
@@ -59,7 +59,7 @@ def _hashes(root, item):
         yield inside(root, f),h
         if f.endswith('labels.csv'): yield from ((inside(root/f'{item["path"]}', r['file']),r['sha256']) for r in csv.DictReader(open(root/f, encoding='utf-8')))
 
-# %% ../../nbs/core/10_data.ipynb #640c5831
+# %% ../../nbs/core/10_data.ipynb #12ccc2a8
 @dataclass
 class Images:
     "Image files with their labels; `images[i]` is a PIL image in RGB."
@@ -75,7 +75,7 @@ class Images:
         "The images for which `keep` (a boolean array, or positions) says so."
         return Images(self.root, self.items[np.asarray(keep)] if np.asarray(keep).dtype==bool else self.items.iloc[keep])
 
-# %% ../../nbs/core/10_data.ipynb #cdfeb4ee
+# %% ../../nbs/core/10_data.ipynb #15b96fb9
 def open_image(
     path:str|Path, # any format that PIL reads
 ): # a PIL image in RGB
@@ -86,7 +86,7 @@ def open_image(
     except FileNotFoundError as e: raise NotFound(f'no image file {path}') from e
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise BadInput(f'{path} cannot be read as an image: {e}') from e
 
-# %% ../../nbs/core/10_data.ipynb #c828b662
+# %% ../../nbs/core/10_data.ipynb #6682cdfc
 def open_images(
     src:str|Path, # an embedded name, or a folder of images
 )->Images:
@@ -99,7 +99,7 @@ def open_images(
 
 _suffixes = {'.jpg','.jpeg','.png','.webp','.bmp','.gif','.tif','.tiff'}
 
-# %% ../../nbs/core/10_data.ipynb #cdaf1448
+# %% ../../nbs/core/10_data.ipynb #009a5603
 def _image_folder(src):
     if Path(src).is_dir(): return Path(src)
     if Path(src).is_file(): raise BadInput(f'{src} is a file: name the folder that holds the images')
@@ -109,13 +109,13 @@ def _image_folder(src):
     names = [k for k,v in man.items() if v['kind']=='images']
     raise NotFound(f'no folder {str(src)!r}, and no embedded images of that name (there are: {", ".join(names)}; others are looked for in {extra_folder() or "SAE_NOTEBOOKS_EXTRA, which is not set"})')
 
-# %% ../../nbs/core/10_data.ipynb #9723e374
+# %% ../../nbs/core/10_data.ipynb #7b9b7575
 def _walk(root):
     files = sorted(f for f in root.rglob('*') if f.suffix.lower() in _suffixes and f.is_file() and not f.name.startswith('.'))
     rel = [f.relative_to(root) for f in files]
     return pd.DataFrame(dict(file=[r.as_posix() for r in rel], label=[r.parts[0] if len(r.parts)>1 else '' for r in rel]))
 
-# %% ../../nbs/core/10_data.ipynb #260ab206
+# %% ../../nbs/core/10_data.ipynb #9c574d97
 def _read_labels(table):
     try: items = pd.read_csv(table, dtype=str, keep_default_na=False)
     except ValueError as e: raise BadInput(f'{table} is not a readable table: {e}') from e
@@ -123,7 +123,7 @@ def _read_labels(table):
     for f in items.file: inside(table.parent, f)
     return items
 
-# %% ../../nbs/core/10_data.ipynb #f9d7c742
+# %% ../../nbs/core/10_data.ipynb #673ae831
 def model_folder(
     name:str|Path, # an embedded model, a folder, or a published name
 )->str: # a folder, or name itself for the model's own library to find
@@ -133,7 +133,7 @@ def model_folder(
     if str(name).startswith(('.','/','~')) and not Path(name).expanduser().is_dir(): raise NotFound(f'no model folder {name}')
     return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else str(name)
 
-# %% ../../nbs/core/10_data.ipynb #cdfb5e56
+# %% ../../nbs/core/10_data.ipynb #f67602b4
 def open_words(
     src:str|Path='nouns', # an embedded list, or a CSV file with a column word
 )->pd.DataFrame:

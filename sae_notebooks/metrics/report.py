@@ -6,7 +6,7 @@
 __all__ = ['top_examples', 'FeatureReport', 'load_report', 'one_row_each', 'encode_rows', 'score_features', 'measure', 'compare',
            'verdicts']
 
-# %% ../../nbs/metrics/80_report.ipynb #787a656c
+# %% ../../nbs/metrics/80_report.ipynb #2a293a30
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from .monosemanticity import MonosemanticityScore, bootstrap, jackknife, lift, m
 from .reconstruction import Reconstruction
 from ..saes.base import SAE
 
-# %% ../../nbs/metrics/80_report.ipynb #4d218dfc
+# %% ../../nbs/metrics/80_report.ipynb #1bc4ae9a
 def top_examples(
     codes:Codes, # (n, d_sae)
     m:int=9,     # images for each feature
@@ -38,7 +38,7 @@ def top_examples(
     rows[col[keep],rank[keep]],acts[col[keep],rank[keep]] = row[keep],val[keep]
     return rows,acts
 
-# %% ../../nbs/metrics/80_report.ipynb #f27da635
+# %% ../../nbs/metrics/80_report.ipynb #a1506cf8
 @dataclass
 class FeatureReport:
     "What is known about the features of an SAE."
@@ -58,7 +58,7 @@ class FeatureReport:
         write_json(path/'report.json', self.summary)
         return path
 
-# %% ../../nbs/metrics/80_report.ipynb #76b58d8a
+# %% ../../nbs/metrics/80_report.ipynb #2efbabb1
 def load_report(
     path:str|Path, # a folder that FeatureReport.save wrote
 )->FeatureReport:
@@ -71,7 +71,7 @@ def load_report(
     if len(features)!=len(t['items'][0]): raise BadInput(f'{path}: report.csv has {len(features)} features, examples.safetensors {len(t["items"][0])}')
     return FeatureReport(features, read_json(path/'report.json'), np.array(t['items'][0]), np.array(t['acts'][0]))
 
-# %% ../../nbs/metrics/80_report.ipynb #ee93aac5
+# %% ../../nbs/metrics/80_report.ipynb #6f0c3263
 def one_row_each(
     store:ActStore, # any
 )->np.ndarray: # positions of the rows, one for each item that has any
@@ -79,7 +79,7 @@ def one_row_each(
     item = store.item
     return np.unique(item, return_index=True)[1]
 
-# %% ../../nbs/metrics/80_report.ipynb #0b2492e7
+# %% ../../nbs/metrics/80_report.ipynb #140e9169
 @torch.no_grad()
 def encode_rows(
     sae:SAE,            # a trained SAE
@@ -98,7 +98,7 @@ def encode_rows(
         out.append(codes.to('cpu'))
     return cat_codes(out)
 
-# %% ../../nbs/metrics/80_report.ipynb #190bc217
+# %% ../../nbs/metrics/80_report.ipynb #5838c67f
 def score_features(
     codes,             # features of n images: Codes, or dense (n, d_sae)
     emb:Tensor,        # evaluation embeddings, (n, d_emb)
@@ -118,7 +118,7 @@ def score_features(
         extra['purity_floor'] = p.floor()
     return df.rename_axis('feature'),extra
 
-# %% ../../nbs/metrics/80_report.ipynb #eb7f11cb
+# %% ../../nbs/metrics/80_report.ipynb #07889e22
 def measure(
     sae:SAE,           # a trained SAE
     store:ActStore,    # activations of images, best of ones it was not trained on
@@ -131,6 +131,7 @@ def measure(
     if list(store.items.file)!=list(emb.items.file): raise BadInput(f'the activations are of {len(store.items)} images and the embeddings of {len(emb.items)} others: extract both from the same images')
     rows = one_row_each(store)
     item = store.item[rows]
+    if len(rows)<3: raise BadInput(f'the store holds {len(rows)} image{"s"*(len(rows)!=1)}: scoring compares pairs of images and needs three or more')
     at = dict(zip(emb.item[e_rows := one_row_each(emb)].tolist(), e_rows.tolist()))
     if missing := [i for i in item.tolist() if i not in at]: raise BadInput(f'{len(missing)} images have activations and no embedding, the first is {store.items.file[missing[0]]}')
     E,recon = emb[[at[i] for i in item.tolist()]],Reconstruction(sae.d_in, sae.d_sae)
@@ -146,7 +147,7 @@ def measure(
         sae=sae.cfg, model=store.meta.get('model'), point=store.meta.get('point'), evaluator=emb.meta.get('model'), made_by=made_by())
     return FeatureReport(features, {k:(None if isinstance(v,float) and not np.isfinite(v) else v) for k,v in summary.items()}, np.where(top>=0, item[top], -1), acts)
 
-# %% ../../nbs/metrics/80_report.ipynb #40e462f8
+# %% ../../nbs/metrics/80_report.ipynb #91fd24e1
 def compare(
     sources:dict,      # name -> features of the same images: Codes or dense (n, d)
     emb:Tensor,        # evaluation embeddings, (n, d_emb)
