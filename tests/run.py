@@ -11,8 +11,8 @@ root = Path(__file__).resolve().parent.parent
 bin_,runs = Path(sys.executable).parent,root/'_runs'
 workers,nb_limit,pytest_limit = 2,900,3000          # seconds
 
-def env():
-    threads = str(max(1, (os.cpu_count() or 1)//workers))
+def env(at_once=1):
+    threads = str(max(1, (os.cpu_count() or 1)//at_once))      # processes that run side by side share the cores
     return {**dict.fromkeys(['OMP_NUM_THREADS','MKL_NUM_THREADS'], threads), 'HF_HUB_OFFLINE':'1', 'TRANSFORMERS_OFFLINE':'1',
             'TQDM_DISABLE':'1', 'MPLBACKEND':'agg', **os.environ}
 
@@ -23,7 +23,7 @@ def api_notebooks():
 
 def call(cmd, limit):
     "(exit status, what was printed); a command that takes too long has failed"
-    try: r = subprocess.run(cmd, cwd=root, env=env(), capture_output=True, text=True, errors='replace', timeout=limit)
+    try: r = subprocess.run(cmd, cwd=root, env=env(workers), capture_output=True, text=True, errors='replace', timeout=limit)
     except subprocess.TimeoutExpired as e: return 124, f'stopped after {limit} s\n{(e.stdout or b"")[-2000:]}'
     return r.returncode, r.stdout+r.stderr
 
