@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['views', 'to_rows', 'extract']
 
-# %% ../../nbs/acts/50_extract.ipynb #fc8cc043
+# %% ../../nbs/acts/50_extract.ipynb #4a0b0283
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from .store import ActStore, StoreWriter
 from .vision import VisionModel, load_vision
 from ..core.data import Images, open_images
-from ..core.files import BadInput, fingerprint, progress_bar
+from ..core.files import BadInput, fingerprint, make_folder, progress_bar
 from ..core.hooks import capture, module_at
 
-# %% ../../nbs/acts/50_extract.ipynb #30bbd3f7
+# %% ../../nbs/acts/50_extract.ipynb #99bd51b5
 def views(
     image,           # a PIL image
     n:int,           # how many, the first being the whole image
@@ -36,7 +36,7 @@ def views(
         out.append(crop.transpose(0) if rng.random()<.5 else crop) # 0: mirrored left to right
     return out
 
-# %% ../../nbs/acts/50_extract.ipynb #13a8f777
+# %% ../../nbs/acts/50_extract.ipynb #a59c5e55
 def to_rows(
     act:Tensor, # what a hook gave: (n, d), (n, tokens, d) or (n, channels, h, w)
     rule:str,   # mean, all or cls
@@ -49,13 +49,13 @@ def to_rows(
     if rule=='cls' and (conv or act.shape[1]==1): raise BadInput('rule "cls" asks for a class token, and this layer has none: use mean or all')
     return dict(mean=lambda: act.mean(1,keepdim=True), all=lambda: act, cls=lambda: act[:,:1])[rule]()
 
-# %% ../../nbs/acts/50_extract.ipynb #0a6b8226
+# %% ../../nbs/acts/50_extract.ipynb #8da1eac3
 def _decode(images, lo, hi, n_views, seed, skip_bad):
     ims,item,skipped = [],[],[]
     for i in range(lo, hi):
         try: v = views(images[i], n_views, i, seed)
         except BadInput as e:
-            if not skip_bad: raise
+            if not skip_bad: raise BadInput(f'{e}; skip_bad leaves such files out') from e
             skipped.append([i, str(e)]); continue
         ims += v; item += [i]*n_views
     return ims,item,skipped
@@ -67,7 +67,7 @@ def _prefetched(fn, spans):
             now,nxt = nxt,pool.submit(fn, *spans[i+1]) if i+1<len(spans) else None
             yield span,now.result()
 
-# %% ../../nbs/acts/50_extract.ipynb #16ea8dc1
+# %% ../../nbs/acts/50_extract.ipynb #5ae0c3fe
 def _forward(model, point, rule, ims):
     with capture(model.net, point, stop=True) as acts: model.features(model.pixels(ims).to(model.device))
     if point not in acts: raise BadInput(f'{point!r} does not run in a forward pass over images: hook another module')
@@ -78,7 +78,7 @@ def _origin(rows, item, n_views):
     view,place = torch.arange(n)%n_views,torch.arange(r)
     return torch.tensor(item).repeat_interleave(r),(view[:,None]*r+place).flatten()
 
-# %% ../../nbs/acts/50_extract.ipynb #880caf09
+# %% ../../nbs/acts/50_extract.ipynb #52d3418d
 def extract(
     model:VisionModel|str,     # an adapter, or what load_vision takes
     images:Images|str|Path,    # images, or what open_images takes
@@ -95,14 +95,15 @@ def extract(
     progress:bool=True,        # show a progress bar
 )->ActStore:
     "Run `model` over `images` as far as `point`, and keep what passes there."
-    model = load_vision(model, device) if isinstance(model,(str,Path)) else model
     images = open_images(images) if isinstance(images,(str,Path)) else images
+    make_folder(out)
+    model = load_vision(model, device) if isinstance(model,(str,Path)) else model
     point = point or model.point
     if point is None: raise BadInput(f'{model.name} has no usual hook point: name one of points(model.net)')
     module_at(model.net, point)
     if n_views<1 or batch_size<1: raise BadInput(f'n_views and batch_size must be at least 1, not {n_views} and {batch_size}')
     step = max(1, batch_size//n_views)
-    meta = dict(model=model.name, point=point, rule=rule, n_views=n_views, images_per_batch=step, seed=seed, skip_bad=skip_bad, images=fingerprint([*images.items.file]), size=str(getattr(model,'size','')))
+    meta = dict(model=model.name, point=point, rule=rule, n_views=n_views, images_per_batch=step, seed=seed, images=fingerprint([*images.items.file]), size=str(getattr(model,'size','')))
     w = StoreWriter(out, meta, dtype, shard_rows)
     spans = [(i,min(i+step,len(images))) for i in range(w.next_item, len(images), step)]
     bar = progress_bar(show=progress, total=len(images), initial=min(w.next_item,len(images)), unit='img', desc='extract')
