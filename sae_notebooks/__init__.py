@@ -2,7 +2,9 @@ __version__ = "0.1.0"
 
 # The nouns and verbs, loaded when they are first used: importing the package stays quick.
 _names = {
-    'ActStore':'acts.store', 'extract':'acts.extract', 'load_vision':'acts.vision', 'open_images':'core.data', 'open_words':'core.data', 'verify':'core.data',
+    'ActStore':'acts.store', 'concat':'acts.store', 'store_rows':'acts.store', 'find_damage':'acts.store', 'Shuffled':'acts.stream', 'extract':'acts.extract', 'load_model':'acts.extract',
+    'load_vision':'acts.vision', 'load_language':'acts.language', 'load_llava':'acts.llava', 'open_source':'acts.sources', 'push':'acts.share', 'fetch':'acts.share',
+    'open_images':'core.data', 'open_words':'core.data', 'verify':'core.data', 'sites':'core.sites',
     'Codes':'core.codes', 'capture':'core.hooks', 'replace':'core.hooks', 'points':'core.hooks', 'plant':'core.synthetic',
     'SAE':'saes.base', 'make_sae':'saes.base', 'load_sae':'saes.base', 'save_sae':'saes.base', 'train':'training.loop', 'TrainConfig':'training.loop',
     'MonosemanticityScore':'metrics.monosemanticity', 'Reconstruction':'metrics.reconstruction', 'FeatureReport':'metrics.report', 'measure':'metrics.report',

@@ -5,51 +5,65 @@
 # %% auto #0
 __all__ = ['points', 'module_at', 'capture', 'replace']
 
-# %% ../../nbs/core/20_hooks.ipynb #48bb3032
+# %% ../../nbs/core/20_hooks.ipynb #7368b6e1
 from contextlib import contextmanager
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Callable
 
 from torch import Tensor, nn
 
 from .files import BadInput
+from .sites import resolve, sites
 
-# %% ../../nbs/core/20_hooks.ipynb #fd7b105f
+# %% ../../nbs/core/20_hooks.ipynb #a11f9b34
 def points(
     model:nn.Module,   # any torch model
     pattern:str='*',   # shell-style, e.g. '*.layers.*'
-)->list:               # module paths
+)->list:               # sites, then module paths
     "The names of the places in `model` that can be hooked."
-    return [n for n,_ in model.named_modules() if n and fnmatch(n, pattern)]
+    return [n for n in [*sites(model),*(n for n,_ in model.named_modules() if n)] if fnmatch(n, pattern)]
 
-# %% ../../nbs/core/20_hooks.ipynb #4acc2d4c
+# %% ../../nbs/core/20_hooks.ipynb #c4e39b6c
 def module_at(
     model:nn.Module, # any torch model
-    point:str,       # a module's path
-)->nn.Module:        # the module there
-    "The module called `point`; `BadInput` with the closest names when there is none."
-    mods = dict(model.named_modules())
-    if point in mods: return mods[point]
-    near = get_close_matches(point, mods, n=3, cutoff=.4) or list(mods)[1:4]
-    raise BadInput(f'{type(model).__name__} has no module {point!r}; close to it: {", ".join(near)}. points(model) lists all')
+    point:str,       # a hook point
+)->nn.Module:        # the module that a hook goes to
+    "The module behind a hook point; `BadInput` with the closest names when there is none."
+    return model.get_submodule(resolve(model, point).removesuffix(':in'))
 
-# %% ../../nbs/core/20_hooks.ipynb #2a06a2dc
+# %% ../../nbs/core/20_hooks.ipynb #2621a811
 def _first(out): return out[0] if isinstance(out, (tuple,list)) else out
+def _with_first(out, new): return type(out)((new,*out[1:])) if isinstance(out,(tuple,list)) else new
 
 class _Enough(Exception): "Raised inside a forward pass to end it early."
+
+def _before(see):
+    "A hook on what goes into a module, by position or by name; `see` may hand back another tensor."
+    def hook(mod, args, kw):
+        key = None if args else next((k for k,v in kw.items() if isinstance(v,Tensor)),None)
+        new = see(args[0] if args else kw[key])
+        if new is not None: return ((new,*args[1:]),kw) if args else (args,{**kw,key:new})
+    return hook
+def _after(see):
+    "A hook on what comes out."
+    def hook(mod, args, out):
+        new = see(_first(out))
+        if new is not None: return _with_first(out, new)
+    return hook
 
 @contextmanager
 def _hooked(model, fns):
     handles = []
     try:
-        for p,f in fns.items(): handles.append(module_at(model, p).register_forward_hook(f))
+        for p,see in fns.items():
+            mod,at = module_at(model, p),resolve(model, p)
+            handles.append(mod.register_forward_pre_hook(_before(see), with_kwargs=True) if at.endswith(':in') else mod.register_forward_hook(_after(see)))
         yield
     except _Enough: pass
     finally:
         for h in handles: h.remove()
 
-# %% ../../nbs/core/20_hooks.ipynb #cbd43952
+# %% ../../nbs/core/20_hooks.ipynb #c00ed045
 @contextmanager
 def capture(
     model:nn.Module,  # any torch model
@@ -59,13 +73,13 @@ def capture(
     "Within the block, a run of `model` fills the yielded dictionary: point -> activation, detached."
     acts = {}
     def save(point):
-        def hook(mod, args, out):
-            acts[point] = _first(out).detach()
-            if stop and len(acts)==len(names): raise _Enough
-        return hook
+        def see(a):
+            acts[point] = a.detach()
+            if stop and len(acts)==len(set(names)): raise _Enough
+        return see
     with _hooked(model, {p:save(p) for p in names}): yield acts
 
-# %% ../../nbs/core/20_hooks.ipynb #b1d31e14
+# %% ../../nbs/core/20_hooks.ipynb #e0d33bb1
 @contextmanager
 def replace(
     model:nn.Module,              # any torch model
@@ -73,10 +87,9 @@ def replace(
 ):
     "Within the block, each named activation is what its function makes of it."
     def put(point, f):
-        def hook(mod, args, out):
-            a = _first(out)
+        def see(a):
             new = f(a)
             if new.shape!=a.shape: raise BadInput(f'the function for {point!r} turned {tuple(a.shape)} into {tuple(new.shape)}: the shape must stay')
-            return type(out)((new,*out[1:])) if isinstance(out,(tuple,list)) else new
-        return hook
+            return new
+        return see
     with _hooked(model, {p:put(p,f) for p,f in fns.items()}): yield

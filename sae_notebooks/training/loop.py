@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rate', 'drop_parallel', 'aux_loss', 'train_step', 'train']
 
-# %% ../../nbs/training/20_loop.ipynb #53f1f300
+# %% ../../nbs/training/20_loop.ipynb #a206b4e0
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,12 +14,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..acts.store import ActStore, Shuffled
+from ..acts.store import ActStore
+from ..acts.stream import Shuffled
 from ..core.files import BadInput, fingerprint, make_folder, progress_bar
 from ..saes.base import SAE, fold_scale, geometric_median, load_sae, make_sae, save_sae, unit_atoms
 from .checkpoint import load_state, optim_tensors, restore_optim, save_state
 
-# %% ../../nbs/training/20_loop.ipynb #28cb3006
+# %% ../../nbs/training/20_loop.ipynb #0d3d28a4
 @dataclass
 class TrainConfig:
     "How to train. Together with the SAE's `cfg` and the data this decides every bit of the result."
@@ -37,7 +38,7 @@ class TrainConfig:
     checkpoint_every:int=200   # steps
     log_every:int=20           # steps
 
-# %% ../../nbs/training/20_loop.ipynb #38a2bd00
+# %% ../../nbs/training/20_loop.ipynb #c8401dcf
 def learning_rate(
     step:int,       # from 0
     d_sae:int,      # number of features
@@ -50,7 +51,7 @@ def learning_rate(
     rise,fall = (step+1)/(warmup+1),(cfg.steps-step)/(cfg.decay*cfg.steps+1e-9)
     return (cfg.lr or rules[cfg.lr_rule])*min(1., rise, fall)
 
-# %% ../../nbs/training/20_loop.ipynb #4ae7d5aa
+# %% ../../nbs/training/20_loop.ipynb #c1f826cf
 @torch.no_grad()
 def drop_parallel(
     sae:SAE, # with gradients
@@ -58,7 +59,7 @@ def drop_parallel(
     "Remove from each atom's gradient its part along the atom."
     if (g:=sae.W_dec.grad) is not None: g.sub_((g*sae.W_dec).sum(1,keepdim=True)*sae.W_dec)
 
-# %% ../../nbs/training/20_loop.ipynb #3125fce4
+# %% ../../nbs/training/20_loop.ipynb #0ba9d63f
 def aux_loss(
     sae:SAE,       # whose dead features are asked
     x:Tensor,      # inputs, (n, d_in)
@@ -75,7 +76,7 @@ def aux_loss(
     guess = torch.zeros_like(z).scatter(1, idx, val)@sae.W_dec[who]
     return ((guess-resid).square().mean()/(resid-resid.mean(0)).square().mean().clamp_min(1e-12)).nan_to_num(0.)
 
-# %% ../../nbs/training/20_loop.ipynb #c23f4cee
+# %% ../../nbs/training/20_loop.ipynb #cb18b302
 class _Run:
     def __init__(self, store, sae, cfg, device):
         self.cfg,self.step,self.history = cfg,0,[]
@@ -100,7 +101,7 @@ class _Run:
         restore_optim(self.sae, self.opt, tensors)
         self.idle.copy_(tensors['idle']); self.step,self.history = meta['step'],meta['history']
 
-# %% ../../nbs/training/20_loop.ipynb #29a57c40
+# %% ../../nbs/training/20_loop.ipynb #cb9ec494
 def train_step(
     run:_Run, # the state of a run
     x:Tensor, # one batch, scaled, (n, d_in)
@@ -120,7 +121,7 @@ def train_step(
     run.step += 1
     return dict(loss=loss.detach(), recons=recons.detach(), codes=codes, dead=dead)
 
-# %% ../../nbs/training/20_loop.ipynb #5523164c
+# %% ../../nbs/training/20_loop.ipynb #26c35314
 def _log(run, x, out):
     fve = 1-(x-out['recons']).square().sum()/(x-x.mean(0)).square().sum()
     row = dict(step=run.step, loss=out['loss'].item(), fve=fve.item(), l0=out['codes'].val.numel()/len(x), dead=out['dead'].sum().item())
@@ -129,11 +130,11 @@ def _log(run, x, out):
     return {k:f'{v:.3g}' for k,v in row.items() if k!='step'}
 
 def _key(store, sae, cfg):
-    what = [s['sha256'] for s in store.man['shards']] if isinstance(store, ActStore) else [list(store.shape), store.double().sum().item(), store.double().square().sum().item()]
+    what = store.id if isinstance(store, ActStore) else [list(store.shape), store.double().sum().item(), store.double().square().sum().item()]
     settings = {k:v for k,v in asdict(cfg).items() if k not in ('checkpoint_every',)}
     return fingerprint([sae.cfg, settings, what])
 
-# %% ../../nbs/training/20_loop.ipynb #09dd485f
+# %% ../../nbs/training/20_loop.ipynb #d6788074
 def train(
     store,                     # an ActStore, or a tensor (n, d_in)
     sae:SAE|str,               # a fresh SAE, or an architecture's name with d_sae and its options in sae_options
@@ -164,7 +165,7 @@ def train(
             bar.update()
     return _finish(run, out, ckpt, key, store)
 
-# %% ../../nbs/training/20_loop.ipynb #c91a8e60
+# %% ../../nbs/training/20_loop.ipynb #6b5b4585
 def _finish(run, out, ckpt, key, store):
     sae,history = run.sae.cpu().eval(),pd.DataFrame(run.history)
     if hasattr(sae,'calibrate'): sae.calibrate(run.sample)
@@ -176,7 +177,7 @@ def _finish(run, out, ckpt, key, store):
     sae.history = history
     return sae
 
-# %% ../../nbs/training/20_loop.ipynb #d83df649
+# %% ../../nbs/training/20_loop.ipynb #156ed912
 def _finished(out, key):
     from sae_notebooks.core.files import read_json
     if read_json(out/'cfg.json').get('metadata',{}).get('key')!=key: raise BadInput(f'{out} already holds an SAE trained with other settings or data: name another folder')
