@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['points', 'module_at', 'capture', 'replace']
 
-# %% ../../nbs/core/20_hooks.ipynb #7368b6e1
+# %% ../../nbs/core/20_hooks.ipynb #1cdeca99
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Callable
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .files import BadInput
 from .sites import resolve, sites
 
-# %% ../../nbs/core/20_hooks.ipynb #a11f9b34
+# %% ../../nbs/core/20_hooks.ipynb #af2e59ec
 def points(
     model:nn.Module,   # any torch model
     pattern:str='*',   # shell-style, e.g. '*.layers.*'
@@ -23,7 +23,7 @@ def points(
     "The names of the places in `model` that can be hooked."
     return [n for n in [*sites(model),*(n for n,_ in model.named_modules() if n)] if fnmatch(n, pattern)]
 
-# %% ../../nbs/core/20_hooks.ipynb #c4e39b6c
+# %% ../../nbs/core/20_hooks.ipynb #94c6adc3
 def module_at(
     model:nn.Module, # any torch model
     point:str,       # a hook point
@@ -31,7 +31,7 @@ def module_at(
     "The module behind a hook point; `BadInput` with the closest names when there is none."
     return model.get_submodule(resolve(model, point).removesuffix(':in'))
 
-# %% ../../nbs/core/20_hooks.ipynb #2621a811
+# %% ../../nbs/core/20_hooks.ipynb #dfb4a8ec
 def _first(out): return out[0] if isinstance(out, (tuple,list)) else out
 def _with_first(out, new): return type(out)((new,*out[1:])) if isinstance(out,(tuple,list)) else new
 
@@ -52,18 +52,18 @@ def _after(see):
     return hook
 
 @contextmanager
-def _hooked(model, fns):
+def _hooked(model, fns, first=False):
     handles = []
     try:
         for p,see in fns.items():
             mod,at = module_at(model, p),resolve(model, p)
-            handles.append(mod.register_forward_pre_hook(_before(see), with_kwargs=True) if at.endswith(':in') else mod.register_forward_hook(_after(see)))
+            handles.append(mod.register_forward_pre_hook(_before(see), with_kwargs=True, prepend=first) if at.endswith(':in') else mod.register_forward_hook(_after(see), prepend=first))
         yield
     except _Enough: pass
     finally:
         for h in handles: h.remove()
 
-# %% ../../nbs/core/20_hooks.ipynb #c00ed045
+# %% ../../nbs/core/20_hooks.ipynb #e63a6db1
 @contextmanager
 def capture(
     model:nn.Module,  # any torch model
@@ -79,7 +79,7 @@ def capture(
         return see
     with _hooked(model, {p:save(p) for p in names}): yield acts
 
-# %% ../../nbs/core/20_hooks.ipynb #e0d33bb1
+# %% ../../nbs/core/20_hooks.ipynb #995084de
 @contextmanager
 def replace(
     model:nn.Module,              # any torch model
@@ -92,4 +92,4 @@ def replace(
             if new.shape!=a.shape: raise BadInput(f'the function for {point!r} turned {tuple(a.shape)} into {tuple(new.shape)}: the shape must stay')
             return new
         return see
-    with _hooked(model, {p:put(p,f) for p,f in fns.items()}): yield
+    with _hooked(model, {p:put(p,f) for p,f in fns.items()}, first=True): yield
