@@ -209,7 +209,9 @@ torch.manual_seed(0)
 s = extract(Toy(nn.Sequential(nn.Linear(192,2048)), 'toy'), Pixels(), sys.argv[1], batch_size=256, progress=False)
 stream = Shuffled(s, 512)
 for i in range(100): stream[i]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, s.man['n_rows']*4096/2**20)
+try: peak = int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])/1024 # not what the parent process had
+except OSError: peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+print(peak, s.man['n_rows']*4096/2**20)
 '''
     (a,mb_a),(b,mb_b) = [map(float,python(code, tmp_path/n, n).split()) for n in ('40000','160000')]
     assert mb_b>600 and b-a<40, f'{a:.0f} MB for {mb_a:.0f} MB of rows, {b:.0f} MB for {mb_b:.0f} MB'

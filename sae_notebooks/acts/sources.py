@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Source', 'image_files', 'image_list', 'texts', 'text_file', 'kind_of', 'dataset', 'open_source']
 
-# %% ../../nbs/acts/45_sources.ipynb #0217fb00
+# %% ../../nbs/acts/45_sources.ipynb #e2f42b8c
 import hashlib
 import json
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.data import Images, data_folder, open_images
 from ..core.files import BadInput, NotFound, fingerprint, read_json
 
-# %% ../../nbs/acts/45_sources.ipynb #13c81daa
+# %% ../../nbs/acts/45_sources.ipynb #0e96ffb6
 @dataclass
 class Source:
     "Items to run a model on; `source[i]` is a PIL image, a tensor of pixels, a text, or an (image, text) pair."
@@ -39,14 +39,15 @@ class Source:
         at = np.flatnonzero(keep) if np.asarray(keep).dtype==bool else np.asarray(keep, dtype=int)
         return Source(lambda i: self.get(int(at[i])), self.items.iloc[at].reset_index(drop=True), self.kind, fingerprint([self.id, at.tolist()]), self.name)
 
-# %% ../../nbs/acts/45_sources.ipynb #1a46c9ac
+# %% ../../nbs/acts/45_sources.ipynb #f8cbf0df
 def image_files(
     images:Images, # files with their labels
+    name:str='',   # what to call them in records, default the folder's name
 )->Source:
     "Image files as a source."
     sizes = [f.stat().st_size if f.is_file() else -1 for f in (images.root/n for n in images.items.file)]
     table = images.items[['file',*[c for c in images.items if c!='file']]].reset_index(drop=True)
-    return Source(images.__getitem__, table, 'image', fingerprint([[*images.items.file],sizes]), images.root.name)
+    return Source(images.__getitem__, table, 'image', fingerprint([[*images.items.file],sizes]), name or images.root.resolve().name)
 
 def image_list(
     table:str|Path, # a CSV file with a column file
@@ -54,14 +55,14 @@ def image_list(
     "The images that a list names, with all its columns. Raises `BadInput` for a list without files."
     items,root = _read_csv(table),Path(table).parent
     if not len(items): raise BadInput(f'{table} lists no images')
-    return image_files(Images(root, items))
+    return image_files(Images(root, items), Path(table).name)
 
 def _read_csv(path):
     try: return pd.read_csv(path, dtype=str, keep_default_na=False)
     except pd.errors.EmptyDataError: return pd.DataFrame()
     except (ValueError, OverflowError) as e: raise BadInput(f'{path} is not a readable table: {str(e).splitlines()[0]}') from e
 
-# %% ../../nbs/acts/45_sources.ipynb #a72d99aa
+# %% ../../nbs/acts/45_sources.ipynb #36caff45
 def texts(
     items:list|pd.DataFrame, # strings, or a table with a column text
     name:str='',             # what to call them in records
@@ -98,7 +99,7 @@ def _jsonl(path):
         if not isinstance(rows[-1],dict) or not isinstance(rows[-1].get('text'),str): raise BadInput(f'{path}, line {n} has no "text"')
     return pd.DataFrame([{k:v for k,v in r.items() if isinstance(v,(str,int,float))} for r in rows])
 
-# %% ../../nbs/acts/45_sources.ipynb #6f053c0e
+# %% ../../nbs/acts/45_sources.ipynb #9219b718
 def kind_of(
     item, # one item of a list or dataset
 )->tuple: # (image, text or image+text; how to get at it)
@@ -148,7 +149,7 @@ def _data_id(data, items, get):
     some = range(len(data)) if isinstance(data,list) else np.unique(np.linspace(0,len(data)-1,10).astype(int)).tolist()
     return fingerprint([len(data), items.astype(str).values.tolist(), [raw(i) for i in some]])
 
-# %% ../../nbs/acts/45_sources.ipynb #83cb1187
+# %% ../../nbs/acts/45_sources.ipynb #ae32d684
 def open_source(
     data, # a folder, a CSV list, a text file, an embedded name, a list, a dataset, or a Source
 )->Source:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SITES', 'child', 'stacks', 'part', 'sites', 'resolve', 'check_sites']
 
-# %% ../../nbs/core/15_sites.ipynb #ea20838d
+# %% ../../nbs/core/15_sites.ipynb #f78d3b18
 import re
 from difflib import get_close_matches
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from .files import BadInput
 
-# %% ../../nbs/core/15_sites.ipynb #482c2f1b
+# %% ../../nbs/core/15_sites.ipynb #54b3980f
 _attention = ('self_attn','attn','attention','self_attention')
 _lists = ('layers','layer','h','blocks','resblocks')
 
@@ -40,7 +40,7 @@ def stacks(
 
 def _tower(path): return 'vision' if re.search('vis|image|trunk|pixel',path) else 'language' if 'language' in path else 'text'
 
-# %% ../../nbs/core/15_sites.ipynb #be53b407
+# %% ../../nbs/core/15_sites.ipynb #f899ff26
 _mlp,_last = ('mlp','feed_forward','ffn'),('down_proj','c_proj','dense_4h_to_h','fc2','weights_out','w3','wo')
 _scales = dict(attn=('layer_scale1','ls_1','ls1','post_self_attn_layernorm'), mlp=('layer_scale2','ls_2','ls2','post_feedforward_layernorm','post_mlp_layernorm'))
 
@@ -61,7 +61,7 @@ def part(
     if last is None: raise BadInput(f'the MLP of {type(block).__name__} has no single last layer (a mixture of experts?): mlp_hidden does not exist there')
     return f'{mlp}.{last}:in'
 
-# %% ../../nbs/core/15_sites.ipynb #f32588ee
+# %% ../../nbs/core/15_sites.ipynb #b57246f8
 SITES = ('resid_pre','attn_out','mlp_hidden','mlp_out','resid_post')
 
 def sites(
@@ -78,16 +78,15 @@ def _has(block, site):
     try: return site.startswith('resid') or bool(part(block,site))
     except BadInput: return False
 
-# %% ../../nbs/core/15_sites.ipynb #f2bc0c4b
+# %% ../../nbs/core/15_sites.ipynb #e3c753a4
 def resolve(
     model:nn.Module, # any torch model
     name:str,        # a site, a module's path, or a path with :in
 )->str:              # a module's path, with :in for its input
     "Where a name points. Raises `BadInput` with the closest names, or with the reason why a site does not exist."
-    mods = dict(model.named_modules())
-    if name.removesuffix(':in') in mods and name.removesuffix(':in'): return name
+    if _is_module(model, name.removesuffix(':in')): return name
     tower,site,layer = _parse(name)
-    if site is None: raise BadInput(_unknown(model, name, mods))
+    if site is None: raise BadInput(_unknown(model, name, dict(model.named_modules())))
     path = _stack_of(model, name, tower)
     blocks = model.get_submodule(path)
     if site=='embed': return f'{path}.0:in'
@@ -95,6 +94,10 @@ def resolve(
     block = f'{path}.{layer%len(blocks)}'
     if site.startswith('resid'): return block+(':in' if site=='resid_pre' else '')
     return f'{block}.{part(model.get_submodule(block),site)}'
+
+def _is_module(model, path):
+    try: return path!='' and isinstance(model.get_submodule(path),nn.Module)
+    except AttributeError: return False
 
 def _parse(name):
     "Tower or '', site or None, layer."
@@ -113,25 +116,22 @@ def _unknown(model, name, mods):
     near = get_close_matches(name, [*sites(model),*mods], n=3, cutoff=.4) or [*sites(model),*list(mods)[1:]][:3]
     return f'{type(model).__name__} has no module and no site {name!r}; close to it: {", ".join(near)}. points(model) lists all'
 
-# %% ../../nbs/core/15_sites.ipynb #3bc47575
+# %% ../../nbs/core/15_sites.ipynb #f2ec2ee2
 @torch.no_grad()
 def check_sites(
     model:nn.Module, # any torch model
     run,             # a function of no arguments that runs it once
+    where=part,      # (block, attn_out or mlp_out) -> path in the block; to try another idea of what is added
 )->dict:             # block -> largest error, relative to what leaves the block
     "How far resid_pre + attn_out + mlp_out is from resid_post, for each block that runs."
-    got,handles,out = {},[],{}
-    def keep(key, first):
-        def hook(mod, args, kw, res=None): got[key] = (args[0] if args else next(iter(kw.values()))) if first else res[0] if isinstance(res,tuple) else res
-        return hook
-    blocks = [f'{p}.{i}' for p in stacks(model).values() for i in range(len(model.get_submodule(p)))]
+    got,handles,blocks = {},[],[f'{p}.{i}' for p in stacks(model).values() for i in range(len(model.get_submodule(p)))]
+    def before(key): return lambda mod,args,kw: got.__setitem__(key, args[0] if args else next(iter(kw.values())))
+    def after(key): return lambda mod,args,res: got.__setitem__(key, res[0] if isinstance(res,tuple) else res)
     for b in blocks:
         m = model.get_submodule(b)
-        for key,path in ((f'{b}:in',b),(b,b),*((f'{b} {s}',f'{b}.{part(m,s)}') for s in ('attn_out','mlp_out'))):
-            mod = model.get_submodule(path)
-            handles.append(mod.register_forward_pre_hook(keep(key,True),with_kwargs=True) if key.endswith(':in') else mod.register_forward_hook(keep(key,False),with_kwargs=True))
+        handles += [m.register_forward_pre_hook(before((b,'in')),with_kwargs=True),m.register_forward_hook(after((b,'out')))]
+        handles += [m.get_submodule(where(m,s)).register_forward_hook(after((b,s))) for s in ('attn_out','mlp_out')]
     try: run()
     finally: [h.remove() for h in handles]
-    for b in blocks:
-        if b in got: out[b] = ((got[f'{b}:in']+got[f'{b} attn_out']+got[f'{b} mlp_out']-got[b]).abs().max()/got[b].abs().max()).item()
-    return out
+    def error(b): return ((got[b,'in']+got[b,'attn_out']+got[b,'mlp_out']-got[b,'out']).abs().max()/got[b,'out'].abs().max()).item()
+    return {b:error(b) for b in blocks if (b,'out') in got}
