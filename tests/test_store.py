@@ -190,6 +190,18 @@ def test_any_journal_is_read(sound, tmp_path_factory, raw):
     try: ActStore(d, partial=True)
     except (BadInput,NotFound): pass
 
+# --- the script of the page -------------------------------------------------------------------------------------------
+
+def test_the_three_lines_of_the_page(tmp_path):
+    from project import cells, nbs
+    script = next(s for _,_,s in cells(nbs/'tutorials/02_my_model_my_data.ipynb') if s.startswith('from sae_notebooks import extract\n'))
+    assert script.strip().count('\n')==2
+    (tmp_path/'photographs').mkdir(); (tmp_path/'my.py').write_text(script)
+    for f in sorted((root/'data/photos/images').iterdir())[:5]: shutil.copy(f, tmp_path/'photographs')
+    r = subprocess.run([sys.executable,'my.py'], cwd=tmp_path, env=ENV, text=True, capture_output=True, timeout=300)
+    assert r.returncode==0 and '5 rows of 1280, 5 items' in r.stdout, r.stdout+r.stderr
+    assert len(ActStore(tmp_path/'acts'))==5
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 def test_memory_of_an_extraction_does_not_grow_with_the_data(tmp_path):

@@ -6,7 +6,7 @@
 __all__ = ['CONTENT', 'CLS', 'SPECIAL', 'PAD', 'IMAGE', 'Batch', 'Backbone', 'text_roles', 'tokenize', 'span_tokens',
            'weights_id']
 
-# %% ../../nbs/acts/15_backbone.ipynb #702ddd59
+# %% ../../nbs/acts/15_backbone.ipynb #4ae7f220
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..core.files import BadInput, fingerprint
 
-# %% ../../nbs/acts/15_backbone.ipynb #02b02e61
+# %% ../../nbs/acts/15_backbone.ipynb #b882741d
 CONTENT,CLS,SPECIAL,PAD,IMAGE = range(5) # patch or token; class token; BOS, EOS or register; padding; an image's place in a text
 
-# %% ../../nbs/acts/15_backbone.ipynb #4140b8fb
+# %% ../../nbs/acts/15_backbone.ipynb #2d8c7a9c
 @dataclass
 class Batch:
     "Items made ready for a forward pass, on the CPU."
@@ -30,7 +30,7 @@ class Batch:
     @property
     def lengths(self)->Tensor: return self.inputs['attention_mask'].sum(1) # (n,) tokens of each text, without padding
 
-# %% ../../nbs/acts/15_backbone.ipynb #0a68ae2f
+# %% ../../nbs/acts/15_backbone.ipynb #d77627d5
 class Backbone:
     "A model with its preprocessing: what extraction, naming and steering ask of every model."
     point = None       # the hook point to use when none is named
@@ -49,11 +49,12 @@ class Backbone:
     def forward(self, batch:Batch): raise NotImplementedError       # one forward pass
     def roles(self, batch:Batch, point:str, n:int)->Tensor:         # roles of n positions at a point, int8 (items, n)
         return torch.full((len(batch), n), CONTENT, dtype=torch.int8)
+    def is_text(self, batch:Batch, point:str)->bool: return batch.tokens is not None # whether positions there are tokens, in the order of reading
     def embed_images(self, images:list)->Tensor: raise BadInput(f'{self.name} does not embed images')
     def embed_text(self, texts:list)->Tensor: raise BadInput(f'{self.name} does not embed text')
     def generate(self, prompts:list, **kw)->list: raise BadInput(f'{self.name} does not write text')
 
-# %% ../../nbs/acts/15_backbone.ipynb #64f7410b
+# %% ../../nbs/acts/15_backbone.ipynb #758ffc32
 def text_roles(
     batch:Batch, # with attention_mask among its inputs, and special
 )->Tensor:       # int8 (n, positions)
@@ -61,7 +62,7 @@ def text_roles(
     r = torch.where(batch.special.bool(), SPECIAL, CONTENT)
     return torch.where(batch.inputs['attention_mask'].bool(), r, PAD).to(torch.int8)
 
-# %% ../../nbs/acts/15_backbone.ipynb #bb043c65
+# %% ../../nbs/acts/15_backbone.ipynb #5c4c1c2c
 def tokenize(
     tokenizer,                # of transformers
     texts:list,               # strings
@@ -79,7 +80,7 @@ def tokenize(
     cut = sum(bool(e.overflowing) for e in enc.encodings) if tokenizer.is_fast and context else 0
     return Batch(dict(input_ids=ids, attention_mask=mask), ids, enc.get('offset_mapping'), enc['special_tokens_mask'].bool(), cut)
 
-# %% ../../nbs/acts/15_backbone.ipynb #fc1f1232
+# %% ../../nbs/acts/15_backbone.ipynb #e0a4334b
 def span_tokens(
     batch:Batch,  # with offsets
     starts:list,  # first character of each text's span
@@ -93,7 +94,7 @@ def span_tokens(
     if (none:=~hit.any(1)).any(): i = int(none.long().argmax()); raise BadInput(f'characters {starts[i]} to {ends[i]} of text {i} of the batch are in none of its tokens: the span is empty, or the text was cut before it')
     return hit
 
-# %% ../../nbs/acts/15_backbone.ipynb #bbc6144e
+# %% ../../nbs/acts/15_backbone.ipynb #ce287021
 @torch.no_grad()
 def weights_id(
     net:nn.Module, # any torch model

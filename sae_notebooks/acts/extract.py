@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['views', 'plan', 'ahead', 'forward_rows', 'load_model', 'process_group', 'items_per_shard', 'in_order', 'extract']
 
-# %% ../../nbs/acts/50_extract.ipynb #256da166
+# %% ../../nbs/acts/50_extract.ipynb #0789e8b2
 import os
 import time
 from collections import deque
@@ -21,12 +21,13 @@ from .rows import check_rule, choose, positions, take
 from .sources import Source, open_source
 from .store import ActStore, Rows, StoreWriter, cat_rows, read_journal
 from .vision import load_vision
+from ..core.compat import import_torchvision, one_core
 from ..core.data import model_folder
 from ..core.files import BadInput, make_folder, progress_bar
 from ..core.hooks import capture, module_at
 from ..core.sites import resolve
 
-# %% ../../nbs/acts/50_extract.ipynb #b0bc65a9
+# %% ../../nbs/acts/50_extract.ipynb #e19d1f3b
 def views(
     image,           # a PIL image
     n:int,           # how many, the first being the whole image
@@ -43,7 +44,7 @@ def views(
         out.append(crop.transpose(0) if rng.random()<.5 else crop) # 0: mirrored left to right
     return out
 
-# %% ../../nbs/acts/50_extract.ipynb #691ddf81
+# %% ../../nbs/acts/50_extract.ipynb #c2a3fb13
 def plan(
     data:Source,    # what is to be read
     lo:int,         # first item of a shard
@@ -55,20 +56,14 @@ def plan(
     if data.kind=='text': n = [len(t) for t in data.items.text.iloc[lo:hi]]; order.sort(key=lambda i: -n[i-lo])
     return [order[i:i+size] for i in range(0,len(order),size)]
 
-# %% ../../nbs/acts/50_extract.ipynb #ca50a925
-def _alone():
-    "This thread uses one core; the model is to have the others."
-    from threadpoolctl import threadpool_limits
-    torch.get_num_threads() # torch sets a new thread up at its first call
-    threadpool_limits(1, user_api='openmp')
-
+# %% ../../nbs/acts/50_extract.ipynb #6e1e93c2
 def ahead(
     fn,             # what to do with each
     jobs:list,      # arguments, a tuple each
     workers:int=2,  # threads
 ):
     "Pairs of job and result, in order, at most `workers+1` of them waiting."
-    with ThreadPoolExecutor(workers, initializer=_alone) as pool:
+    with ThreadPoolExecutor(workers, initializer=one_core) as pool:
         todo,jobs = deque(),iter(jobs)
         try:
             for job in jobs:
@@ -78,7 +73,7 @@ def ahead(
         finally:
             for _,f in todo: f.cancel()
 
-# %% ../../nbs/acts/50_extract.ipynb #195c684f
+# %% ../../nbs/acts/50_extract.ipynb #76764a73
 def _fetch(model, data, shard, ids, n_views, seed, skip_bad):
     "A batch made ready; with it the item and view of each of its entries, and what was left out."
     entries,item,view,skipped = [],[],[],[]
@@ -91,7 +86,7 @@ def _fetch(model, data, shard, ids, n_views, seed, skip_bad):
         entries += some; item += [i]*len(some); view += range(len(some))
     return (model.prepare(entries) if entries else None),item,view,skipped
 
-# %% ../../nbs/acts/50_extract.ipynb #d2a1210f
+# %% ../../nbs/acts/50_extract.ipynb #1f9f5cf2
 def _spans(model, data, batch, item):
     t = data.items
     if not {'start','end'}<=set(t): return None
@@ -102,10 +97,10 @@ def _spans(model, data, batch, item):
 def _mask_of(model, data, batch, point, act, n, rule, item, o):
     roles = model.roles(batch, point, n) if act.ndim==3 else torch.full((len(item),n), CONTENT, dtype=torch.int8)
     if n==1 and act.ndim==2 and rule not in ('mean','all'): raise BadInput(f'{point!r} gives one vector an item, and rule {rule!r} asks which of several: use mean')
-    image = batch.tokens is None
+    image = not model.is_text(batch, point)
     return choose(roles, rule, item, image, o['seed'], o['special'], _spans(model, data, batch, item) if rule.startswith('span') else None, o['masks'])
 
-# %% ../../nbs/acts/50_extract.ipynb #45379fc2
+# %% ../../nbs/acts/50_extract.ipynb #540170c9
 def forward_rows(
     model:Backbone,  # whose hook points they are
     data:Source,     # what the batch is of
@@ -131,12 +126,12 @@ def forward_rows(
         first = mask if first is None else first
         if not mean and not torch.equal(mask,first): raise BadInput(f'{names[0]!r} and {p!r} have different positions: use rule mean, or a store for each')
         out[p] = _to_host(take(act[some.to(act.device)] if not some.all() else act, mask[some], mean).to(getattr(torch,o['dtype'])))
-    return _origin(first, mean, item, view, batch, out, rule)
+    return _origin(first, mean, item, view, batch.tokens if model.is_text(batch, names[0]) else None, out, rule)
 
-def _origin(mask, mean, item, view, batch, acts, rule):
+def _origin(mask, mean, item, view, tokens, acts, rule):
     where = mask.nonzero() if not mean else torch.stack([mask.any(1).nonzero().flatten()]+[torch.zeros(int(mask.any(1).sum()),dtype=torch.int64)],1)
     item,view,n = torch.tensor(item),torch.tensor(view),1 if mean else mask.shape[1]
-    token = None if batch.tokens is None or mean or mask.shape!=batch.tokens.shape else batch.tokens[mask]
+    token = None if tokens is None or mean or mask.shape!=tokens.shape else tokens[mask]
     empty = [[i,f'rule {rule!r} finds nothing in it'] for i in item[~mask.any(1)].tolist()]
     return Rows(acts, item[where[:,0]], view[where[:,0]]*n+where[:,1], token),empty
 
@@ -144,7 +139,7 @@ def _to_host(x):
     if x.device.type!='cuda': return x.cpu()
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
 
-# %% ../../nbs/acts/50_extract.ipynb #a8cc8c48
+# %% ../../nbs/acts/50_extract.ipynb #149f257a
 def load_model(
     name:str|Path,      # embedded name, folder, open_clip or transformers name
     device:str='cpu',   # where it runs
@@ -164,7 +159,6 @@ def _model_kind(path):
     "vision, language or llava, as far as the configuration says."
     p = Path(path)
     if p.is_dir() and not (p/'config.json').is_file() or path.startswith(('hf-hub:','local-dir:')): return 'vision'
-    from sae_notebooks.core.compat import import_torchvision
     import_torchvision()
     if not p.is_dir():
         import open_clip
@@ -176,7 +170,7 @@ def _model_kind(path):
     if cfg.model_type.startswith('llava'): return 'llava'
     return 'language' if cfg.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not hasattr(cfg,'vision_config') else 'vision'
 
-# %% ../../nbs/acts/50_extract.ipynb #f3d21b61
+# %% ../../nbs/acts/50_extract.ipynb #0a484fd5
 @contextmanager
 def process_group():
     "Yields (rank, number of processes, a function that waits for the others)."
@@ -189,7 +183,7 @@ def process_group():
     finally:
         if ours: dist.destroy_process_group()
 
-# %% ../../nbs/acts/50_extract.ipynb #a2dc1d1e
+# %% ../../nbs/acts/50_extract.ipynb #e7d10a2b
 def items_per_shard(
     each:float,     # bytes that an item gives
     batch_size:int, # items in a forward pass
@@ -200,7 +194,7 @@ def items_per_shard(
     fit = max(1, min(most, int(mb*2**20/max(1,each))))
     return max(1, fit//batch_size)*batch_size
 
-# %% ../../nbs/acts/50_extract.ipynb #03ba50e5
+# %% ../../nbs/acts/50_extract.ipynb #91f4fe4b
 class _Run:
     "One extraction: what to do, and how far it is."
     def __init__(self, model, data, out, points, rule, o):
@@ -229,7 +223,7 @@ class _Run:
             return size
         return 1
 
-# %% ../../nbs/acts/50_extract.ipynb #1960dd16
+# %% ../../nbs/acts/50_extract.ipynb #7674ac5d
 def in_order(
     rows:Rows, # in any order
 )->Rows:       # by item, then position
@@ -237,7 +231,7 @@ def in_order(
     key = rows.item*(int(rows.pos.max())+1)+rows.pos
     return rows if bool((key[1:]>=key[:-1]).all()) else rows.where(torch.argsort(key, stable=True))
 
-# %% ../../nbs/acts/50_extract.ipynb #f6a58173
+# %% ../../nbs/acts/50_extract.ipynb #48f7572f
 def _collect(run, writer, mine, size, bar, workers):
     "Run the batches of some shards, writing each in the background."
     jobs = [(s,ids) for s in mine for ids in plan(run.data, s*size, min((s+1)*size,len(run.data)), run.step)]
@@ -257,7 +251,7 @@ def _collect(run, writer, mine, size, bar, workers):
 
 def _write(writer, s, parts, skipped, cut): writer.write(s, in_order(cat_rows(parts)) if parts else None, sorted(skipped, key=lambda x: x[0]), truncated=cut)
 
-# %% ../../nbs/acts/50_extract.ipynb #eb8eb5cc
+# %% ../../nbs/acts/50_extract.ipynb #57511293
 def extract(
     model:Backbone|str|Path,  # a backbone, or what load_model takes
     data,                     # images or texts, anything that open_source takes
@@ -302,7 +296,7 @@ def extract(
         wait()
         return ActStore(out)
 
-# %% ../../nbs/acts/50_extract.ipynb #01c750ea
+# %% ../../nbs/acts/50_extract.ipynb #30a92c57
 def _points(model, data, point, n_views):
     "The hook points, all of them there, and the data of a kind that the model reads."
     if data.kind not in model.takes: raise BadInput(f'{model.name} reads {" or ".join(model.takes)}, and {data.name or "the data"} holds {data.kind}')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LanguageModel', 'load_language', 'split_texts']
 
-# %% ../../nbs/acts/30_language.ipynb #bc8ed94f
+# %% ../../nbs/acts/30_language.ipynb #205e2973
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ..core.data import model_folder
 from ..core.files import BadInput, NotFound
 from ..core.sites import stacks
 
-# %% ../../nbs/acts/30_language.ipynb #64e1923e
+# %% ../../nbs/acts/30_language.ipynb #6c318bd7
 @contextmanager
 def _quiet():
     from transformers.utils import logging
@@ -37,7 +37,7 @@ def _load(name, dtype):
         with _quiet(): return AutoModelForCausalLM.from_pretrained(name, dtype=dtype if dtype=='auto' else getattr(torch,dtype)),AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as e: raise NotFound(f'transformers cannot load {name!r} as a language model: {str(e).splitlines()[0]}') from e
 
-# %% ../../nbs/acts/30_language.ipynb #de76de70
+# %% ../../nbs/acts/30_language.ipynb #bfaac21d
 class LanguageModel(Backbone):
     "A decoder: tokens in, text out; `net` is what hooks attach to."
     takes = ('text',)
@@ -90,7 +90,7 @@ class LanguageModel(Backbone):
 
     def split(self, texts:list)->pd.DataFrame: return split_texts(self.tokenizer, texts, self.context) # long texts in pieces
 
-# %% ../../nbs/acts/30_language.ipynb #24d069ba
+# %% ../../nbs/acts/30_language.ipynb #e4203faa
 def load_language(
     name:str,              # an embedded model, a folder, or a published name
     device:str='cpu',      # where it runs
@@ -100,7 +100,7 @@ def load_language(
     "A language model by name or folder. Raises `NotFound` when it cannot be loaded."
     return LanguageModel(model_folder(str(name)), device, dtype, context)
 
-# %% ../../nbs/acts/30_language.ipynb #760d6444
+# %% ../../nbs/acts/30_language.ipynb #8bebe166
 def split_texts(
     tokenizer,    # a fast one, of transformers
     texts:list,   # strings

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['image_prompt', 'Llava', 'load_llava']
 
-# %% ../../nbs/acts/40_llava.ipynb #b1fa2221
+# %% ../../nbs/acts/40_llava.ipynb #fe794784
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from ..core.files import BadInput, NotFound
 from ..core.hooks import capture
 from ..core.sites import resolve, stacks
 
-# %% ../../nbs/acts/40_llava.ipynb #311872b2
+# %% ../../nbs/acts/40_llava.ipynb #c284679d
 def image_prompt(
     processor,    # of transformers
     prompt:str,   # what is asked about the image
@@ -31,7 +31,7 @@ def image_prompt(
     if getattr(processor,'chat_template',None): return processor.apply_chat_template([dict(role='user', content=[dict(type='image'),dict(type='text',text=prompt)])], add_generation_prompt=True)
     return f'USER: {token}\n{prompt} ASSISTANT:'
 
-# %% ../../nbs/acts/40_llava.ipynb #af9f8d29
+# %% ../../nbs/acts/40_llava.ipynb #d9c589a5
 class Llava(Backbone):
     "An image-and-text model: pairs of image and prompt in, text out."
     takes = ('image+text',)
@@ -59,8 +59,9 @@ class Llava(Backbone):
     def _there(self, batch): return {k:v.to(self.device, self.net.dtype if v.is_floating_point() else None, non_blocking=True) for k,v in batch.inputs.items()}
     def forward(self, batch): return self.net.base_model(**self._there(batch), use_cache=False)
 
+    def is_text(self, batch, point): return resolve(self.net, point).startswith((stacks(self.net)['language'].rsplit('.',1)[0],'lm_head'))
     def roles(self, batch, point, n):
-        if resolve(self.net, point).startswith(stacks(self.net)['vision'].rsplit('.',2)[0]): return image_roles(self.net, batch.inputs['pixel_values'].shape[-2:], n).expand(len(batch),-1)
+        if not self.is_text(batch, point): return image_roles(self.net, batch.inputs['pixel_values'].shape[-2:], n).expand(len(batch),-1)
         if n!=batch.tokens.shape[1]: return super().roles(batch, point, n)
         return torch.where(batch.tokens==self.image_id, IMAGE, text_roles(batch).long()).to(torch.int8)
 
@@ -82,7 +83,7 @@ class Llava(Backbone):
         out = self.net.generate(**self._there(batch), **dict(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id)|kw)
         return self.tokenizer.batch_decode(out[:,batch.tokens.shape[1]:], skip_special_tokens=True)
 
-# %% ../../nbs/acts/40_llava.ipynb #f077a4fe
+# %% ../../nbs/acts/40_llava.ipynb #d861ffd2
 def load_llava(
     name:str,           # folder or published name, such as llava-hf/llava-1.5-7b-hf
     device:str='cpu',   # where it runs; the published model needs 15 GB in float16

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES', 'positions', 'check_rule', 'choose', 'ends', 'draw', 'take']
 
-# %% ../../nbs/acts/17_rows.ipynb #da13b9dd
+# %% ../../nbs/acts/17_rows.ipynb #8b09d4c8
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from .backbone import CLS, CONTENT, IMAGE, PAD, SPECIAL
 from ..core.files import BadInput
 
-# %% ../../nbs/acts/17_rows.ipynb #d159d0a0
+# %% ../../nbs/acts/17_rows.ipynb #21a259dc
 def positions(
     act:Tensor, # what a hook gave: (n, d), (n, positions, d) or (n, channels, h, w)
 )->Tensor:      # (n, positions, d)
@@ -22,7 +22,7 @@ def positions(
     if act.ndim not in (2,3): raise BadInput(f'an activation of shape {tuple(act.shape)} is not a vector, a token sequence or a channel map')
     return act if act.ndim==3 else act[:,None]
 
-# %% ../../nbs/acts/17_rows.ipynb #d077361c
+# %% ../../nbs/acts/17_rows.ipynb #24e17b30
 RULES = ('mean','all','cls','patches','random:k','last','span','span:first','span:last','span:mean','mask')
 
 def check_rule(
@@ -34,7 +34,7 @@ def check_rule(
     if not ok: raise BadInput(f'no row rule {rule!r}: use one of {", ".join(RULES)}')
     return name,arg
 
-# %% ../../nbs/acts/17_rows.ipynb #890d2f47
+# %% ../../nbs/acts/17_rows.ipynb #d6987355
 def choose(
     roles:Tensor,            # role of each position, int8 (n, positions)
     rule:str,                # see above
@@ -64,7 +64,7 @@ def _one(mask, why):
     if len(mask) and not mask.any(1).all(): raise BadInput(why)
     return mask
 
-# %% ../../nbs/acts/17_rows.ipynb #09a08230
+# %% ../../nbs/acts/17_rows.ipynb #887c0618
 def ends(
     mask:Tensor, # bool (n, positions)
     last:bool,   # the last, or the first
@@ -97,7 +97,7 @@ def _masked(mask, items, masks):
         out[row, at[torch.from_numpy(m)]] = True
     return out
 
-# %% ../../nbs/acts/17_rows.ipynb #9b44309c
+# %% ../../nbs/acts/17_rows.ipynb #c614170f
 def take(
     act:Tensor,  # (n, positions, d)
     mask:Tensor, # which positions, bool (n, positions), on the CPU

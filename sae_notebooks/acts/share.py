@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['push', 'fetch']
 
-# %% ../../nbs/acts/60_share.ipynb #659143d4
+# %% ../../nbs/acts/60_share.ipynb #9e861c74
 from pathlib import Path
 
 from .store import ActStore, find_damage, read_manifest
 from ..core.files import BadInput, NotFound, atomic, make_folder, progress_bar, sha256
 
-# %% ../../nbs/acts/60_share.ipynb #ce93185e
+# %% ../../nbs/acts/60_share.ipynb #a2551cc9
 def _open_url(url, **options):
     "A file system and the path in it. Raises `BadInput` when the package for such URLs is missing."
     try:
@@ -22,7 +22,7 @@ def _open_url(url, **options):
 
 def _listed(man): return [(t['file'],t['sha256']) for t in man['items']]+[(s['file'],s['sha256']) for s in man['shards'] if s['file']]
 
-# %% ../../nbs/acts/60_share.ipynb #48a578ad
+# %% ../../nbs/acts/60_share.ipynb #325b85e7
 def push(
     store:ActStore|str|Path, # a finished store
     url:str,                 # where to, a folder that need not exist
@@ -48,7 +48,7 @@ def _make_dataset(url, private, token):
     from huggingface_hub import HfApi
     HfApi(token=token).create_repo('/'.join(url.removeprefix('hf://datasets/').split('/')[:2]), repo_type='dataset', private=private, exist_ok=True)
 
-# %% ../../nbs/acts/60_share.ipynb #3467806b
+# %% ../../nbs/acts/60_share.ipynb #92a3c57a
 def fetch(
     url:str,           # where from
     out:str|Path,      # a folder

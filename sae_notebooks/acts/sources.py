@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Source', 'image_files', 'image_list', 'texts', 'text_file', 'kind_of', 'dataset', 'open_source']
 
-# %% ../../nbs/acts/45_sources.ipynb #e2f42b8c
+# %% ../../nbs/acts/45_sources.ipynb #d72fd402
 import hashlib
 import json
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.data import Images, data_folder, open_images
 from ..core.files import BadInput, NotFound, fingerprint, read_json
 
-# %% ../../nbs/acts/45_sources.ipynb #0e96ffb6
+# %% ../../nbs/acts/45_sources.ipynb #73ccd333
 @dataclass
 class Source:
     "Items to run a model on; `source[i]` is a PIL image, a tensor of pixels, a text, or an (image, text) pair."
@@ -39,7 +39,7 @@ class Source:
         at = np.flatnonzero(keep) if np.asarray(keep).dtype==bool else np.asarray(keep, dtype=int)
         return Source(lambda i: self.get(int(at[i])), self.items.iloc[at].reset_index(drop=True), self.kind, fingerprint([self.id, at.tolist()]), self.name)
 
-# %% ../../nbs/acts/45_sources.ipynb #f8cbf0df
+# %% ../../nbs/acts/45_sources.ipynb #146b7dba
 def image_files(
     images:Images, # files with their labels
     name:str='',   # what to call them in records, default the folder's name
@@ -62,7 +62,7 @@ def _read_csv(path):
     except pd.errors.EmptyDataError: return pd.DataFrame()
     except (ValueError, OverflowError) as e: raise BadInput(f'{path} is not a readable table: {str(e).splitlines()[0]}') from e
 
-# %% ../../nbs/acts/45_sources.ipynb #36caff45
+# %% ../../nbs/acts/45_sources.ipynb #5680dc3e
 def texts(
     items:list|pd.DataFrame, # strings, or a table with a column text
     name:str='',             # what to call them in records
@@ -99,7 +99,7 @@ def _jsonl(path):
         if not isinstance(rows[-1],dict) or not isinstance(rows[-1].get('text'),str): raise BadInput(f'{path}, line {n} has no "text"')
     return pd.DataFrame([{k:v for k,v in r.items() if isinstance(v,(str,int,float))} for r in rows])
 
-# %% ../../nbs/acts/45_sources.ipynb #9219b718
+# %% ../../nbs/acts/45_sources.ipynb #66338a2d
 def kind_of(
     item, # one item of a list or dataset
 )->tuple: # (image, text or image+text; how to get at it)
@@ -149,7 +149,7 @@ def _data_id(data, items, get):
     some = range(len(data)) if isinstance(data,list) else np.unique(np.linspace(0,len(data)-1,10).astype(int)).tolist()
     return fingerprint([len(data), items.astype(str).values.tolist(), [raw(i) for i in some]])
 
-# %% ../../nbs/acts/45_sources.ipynb #ae32d684
+# %% ../../nbs/acts/45_sources.ipynb #9fc9f9ed
 def open_source(
     data, # a folder, a CSV list, a text file, an embedded name, a list, a dataset, or a Source
 )->Source:

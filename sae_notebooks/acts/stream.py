@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Order', 'Shuffled', 'clumping']
 
-# %% ../../nbs/acts/12_stream.ipynb #86e80e46
+# %% ../../nbs/acts/12_stream.ipynb #6479610b
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.compat import one_core
 from ..core.files import BadInput
 
-# %% ../../nbs/acts/12_stream.ipynb #1fae6792
+# %% ../../nbs/acts/12_stream.ipynb #fce42a3c
 class Order:
     "A seeded order of `n` rows for each epoch: blocks anywhere, rows anywhere in a window of blocks."
     def __init__(self,
@@ -60,7 +61,7 @@ class Order:
             out.append((w, int(max(lo,starts[w])-starts[w]), int(min(hi,starts[w+1])-starts[w])))
         return out
 
-# %% ../../nbs/acts/12_stream.ipynb #b7fb6f82
+# %% ../../nbs/acts/12_stream.ipynb #852be1ff
 class Shuffled:
     "Endless shuffled batches of a store; batch `step` depends on the store, the sizes, the seed and the step alone."
     def __init__(self,
@@ -68,7 +69,7 @@ class Shuffled:
         size:int,            # rows in a batch
         seed:int=0,
         window_mb:float=64,  # memory for a window; there are two
-        block_kb:float=64,   # read from the disk in one go
+        block_kb:float=128,  # read from the disk in one go
     ):
         if len(store)<1: raise BadInput('cannot draw batches from an empty store')
         if size<1: raise BadInput(f'a batch needs at least one row, not {size}')
@@ -115,13 +116,13 @@ class Shuffled:
 
     def __getitem__(self, step:int)->Tensor: # float32, (size, d_in)
         if not self.disk: return self.store[self.rows(step)].float()
-        if self._cpu is None: self._io,self._cpu = ThreadPoolExecutor(1),ThreadPoolExecutor(1)
+        if self._cpu is None: self._io,self._cpu = (ThreadPoolExecutor(1,initializer=one_core) for _ in range(2))
         now = self._next.pop(step,None) or self._cpu.submit(self._make, step)
         out = now.result()
         self._next = {step+1:self._cpu.submit(self._make, step+1)}
         return out
 
-# %% ../../nbs/acts/12_stream.ipynb #59e89bd1
+# %% ../../nbs/acts/12_stream.ipynb #b36dcd13
 def clumping(
     stream:Shuffled,   # whose batches are looked at
     groups:np.ndarray, # a group for each row of the store, (n,)

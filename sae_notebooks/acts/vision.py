@@ -6,7 +6,7 @@
 __all__ = ['VisionModel', 'image_prefix', 'image_roles', 'TransformersVision', 'OpenClip', 'padded_batch', 'TwoTowers',
            'SmallImageText', 'load_vision']
 
-# %% ../../nbs/acts/20_vision.ipynb #0a298259
+# %% ../../nbs/acts/20_vision.ipynb #7738500c
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..core.compat import import_torchvision
 from ..core.data import model_folder
 from ..core.files import BadInput, NotFound
 
-# %% ../../nbs/acts/20_vision.ipynb #e5a369b8
+# %% ../../nbs/acts/20_vision.ipynb #c296d18b
 class VisionModel(Backbone):
     "An image model: `net` is what hooks attach to."
     def pixels(self, images:list)->Tensor: raise NotImplementedError # PIL images -> (n, 3, h, w)
@@ -54,7 +54,7 @@ class VisionModel(Backbone):
         if not len(texts): raise BadInput('embed_text was given no texts')
         return F.normalize(self.forward(self.text_batch(list(texts))).float(), dim=-1)
 
-# %% ../../nbs/acts/20_vision.ipynb #c5f81258
+# %% ../../nbs/acts/20_vision.ipynb #e069bd5d
 def image_prefix(
     net:nn.Module, # an image model
 )->tuple:          # (class tokens, other learned tokens, side of a patch or None)
@@ -75,7 +75,7 @@ def image_roles(
     if patch and n==(size[0]//patch)*(size[1]//patch)+cls+other: out[0,:cls],out[0,cls:cls+other] = CLS,SPECIAL
     return out
 
-# %% ../../nbs/acts/20_vision.ipynb #2388e916
+# %% ../../nbs/acts/20_vision.ipynb #e0526080
 @contextmanager
 def _no_bars():
     from transformers.utils import logging
@@ -84,7 +84,7 @@ def _no_bars():
     try: yield
     finally: logging.enable_progress_bar() if was else None
 
-# %% ../../nbs/acts/20_vision.ipynb #12fcfb88
+# %% ../../nbs/acts/20_vision.ipynb #4be2ece1
 class TransformersVision(VisionModel):
     "A transformers model by name or from a folder, with its own image processor."
     def __init__(self,
@@ -122,7 +122,7 @@ class TransformersVision(VisionModel):
         out = self.net.get_text_features(**inputs)
         return out if isinstance(out, Tensor) else out.pooler_output
 
-# %% ../../nbs/acts/20_vision.ipynb #194d9b42
+# %% ../../nbs/acts/20_vision.ipynb #22e44ee3
 def _input_size(net, side):
     "What to tell the processor, when another size than its own is wanted; refused for models that learned one size."
     if side is None: return {}
@@ -131,7 +131,7 @@ def _input_size(net, side):
     if learned and not net.config.model_type.startswith('dinov2') and side!=own: raise BadInput(f'this model learned positions for images of {own} pixels and reads no others: leave image_size out')
     return dict(size=dict(shortest_edge=side), crop_size=dict(height=side, width=side))
 
-# %% ../../nbs/acts/20_vision.ipynb #785a3d7a
+# %% ../../nbs/acts/20_vision.ipynb #6e224e47
 class OpenClip(VisionModel):
     "An open_clip model: `architecture/pretrained`, `hf-hub:…`, or a folder."
     takes = ('image','text')
@@ -157,7 +157,7 @@ class OpenClip(VisionModel):
         return padded_batch(self.tokenizer(texts), getattr(getattr(self.net,'text',self.net),'pad_id',0))
     def text_features(self, inputs): return self.net.encode_text(inputs['input_ids'])
 
-# %% ../../nbs/acts/20_vision.ipynb #80e169a7
+# %% ../../nbs/acts/20_vision.ipynb #0873b3fe
 def padded_batch(
     ids:Tensor, # token ids, (n, positions)
     pad:int=0,  # the id of padding
@@ -167,7 +167,7 @@ def padded_batch(
     last = (mask*at).amax(1,keepdim=True)
     return Batch(dict(input_ids=ids, attention_mask=(at<=last).long()), ids, special=(at==0)|(at==last))
 
-# %% ../../nbs/acts/20_vision.ipynb #8119aebd
+# %% ../../nbs/acts/20_vision.ipynb #10aeef91
 class TwoTowers(nn.Module):
     "A pooled image tower with a residual head into a joint space, and a text tower that ends there."
     def __init__(self,
@@ -185,7 +185,7 @@ class TwoTowers(nn.Module):
         x = self.norm(self.vision(pixel_values=pixel_values).pooler_output)
         return self.linear(x)+self.mlp(x)
 
-# %% ../../nbs/acts/20_vision.ipynb #540c8364
+# %% ../../nbs/acts/20_vision.ipynb #17f2bf5b
 class SmallImageText(TransformersVision):
     "Two towers from one folder: `vision/`, `text/` and `image_head.safetensors`."
     def __init__(self,
@@ -208,7 +208,7 @@ class SmallImageText(TransformersVision):
     def text_batch(self, texts): return tokenize(self.tokenizer, texts, self.net.text.config.max_position_embeddings)
     def text_features(self, inputs): return self.net.text(**inputs).text_embeds
 
-# %% ../../nbs/acts/20_vision.ipynb #84f81a1a
+# %% ../../nbs/acts/20_vision.ipynb #9b0c7b1c
 def load_vision(
     name:str,                 # an embedded model, a folder, an open_clip or a transformers name
     device:str='cpu',         # where it runs

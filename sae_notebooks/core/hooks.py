@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['points', 'module_at', 'capture', 'replace']
 
-# %% ../../nbs/core/20_hooks.ipynb #e9abfcb6
+# %% ../../nbs/core/20_hooks.ipynb #7c328d48
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Callable
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .files import BadInput
 from .sites import resolve, sites
 
-# %% ../../nbs/core/20_hooks.ipynb #4014ab10
+# %% ../../nbs/core/20_hooks.ipynb #0e26572c
 def points(
     model:nn.Module,   # any torch model
     pattern:str='*',   # shell-style, e.g. '*.layers.*'
@@ -23,7 +23,7 @@ def points(
     "The names of the places in `model` that can be hooked."
     return [n for n in [*sites(model),*(n for n,_ in model.named_modules() if n)] if fnmatch(n, pattern)]
 
-# %% ../../nbs/core/20_hooks.ipynb #3b93c138
+# %% ../../nbs/core/20_hooks.ipynb #427365f5
 def module_at(
     model:nn.Module, # any torch model
     point:str,       # a hook point
@@ -31,7 +31,7 @@ def module_at(
     "The module behind a hook point; `BadInput` with the closest names when there is none."
     return model.get_submodule(resolve(model, point).removesuffix(':in'))
 
-# %% ../../nbs/core/20_hooks.ipynb #fbd2287c
+# %% ../../nbs/core/20_hooks.ipynb #4a269242
 def _first(out): return out[0] if isinstance(out, (tuple,list)) else out
 def _with_first(out, new): return type(out)((new,*out[1:])) if isinstance(out,(tuple,list)) else new
 
@@ -64,7 +64,7 @@ def _hooked(model, fns, first=False):
     finally:
         for h in handles: h.remove()
 
-# %% ../../nbs/core/20_hooks.ipynb #9f10729f
+# %% ../../nbs/core/20_hooks.ipynb #9eca74e1
 @contextmanager
 def capture(
     model:nn.Module,  # any torch model
@@ -80,7 +80,7 @@ def capture(
         return see
     with _hooked(model, {p:save(p) for p in names}): yield acts
 
-# %% ../../nbs/core/20_hooks.ipynb #85334ec0
+# %% ../../nbs/core/20_hooks.ipynb #f28cbe73
 @contextmanager
 def replace(
     model:nn.Module,              # any torch model

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SITES', 'child', 'stacks', 'part', 'sites', 'resolve', 'check_sites']
 
-# %% ../../nbs/core/15_sites.ipynb #f78d3b18
+# %% ../../nbs/core/15_sites.ipynb #391c08a9
 import re
 from difflib import get_close_matches
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from .files import BadInput
 
-# %% ../../nbs/core/15_sites.ipynb #54b3980f
+# %% ../../nbs/core/15_sites.ipynb #9ac7bab7
 _attention = ('self_attn','attn','attention','self_attention')
 _lists = ('layers','layer','h','blocks','resblocks')
 
@@ -40,7 +40,7 @@ def stacks(
 
 def _tower(path): return 'vision' if re.search('vis|image|trunk|pixel',path) else 'language' if 'language' in path else 'text'
 
-# %% ../../nbs/core/15_sites.ipynb #f899ff26
+# %% ../../nbs/core/15_sites.ipynb #cabe477c
 _mlp,_last = ('mlp','feed_forward','ffn'),('down_proj','c_proj','dense_4h_to_h','fc2','weights_out','w3','wo')
 _scales = dict(attn=('layer_scale1','ls_1','ls1','post_self_attn_layernorm'), mlp=('layer_scale2','ls_2','ls2','post_feedforward_layernorm','post_mlp_layernorm'))
 
@@ -61,7 +61,7 @@ def part(
     if last is None: raise BadInput(f'the MLP of {type(block).__name__} has no single last layer (a mixture of experts?): mlp_hidden does not exist there')
     return f'{mlp}.{last}:in'
 
-# %% ../../nbs/core/15_sites.ipynb #b57246f8
+# %% ../../nbs/core/15_sites.ipynb #0bcb014e
 SITES = ('resid_pre','attn_out','mlp_hidden','mlp_out','resid_post')
 
 def sites(
@@ -78,7 +78,7 @@ def _has(block, site):
     try: return site.startswith('resid') or bool(part(block,site))
     except BadInput: return False
 
-# %% ../../nbs/core/15_sites.ipynb #e3c753a4
+# %% ../../nbs/core/15_sites.ipynb #b0e67628
 def resolve(
     model:nn.Module, # any torch model
     name:str,        # a site, a module's path, or a path with :in
@@ -116,7 +116,7 @@ def _unknown(model, name, mods):
     near = get_close_matches(name, [*sites(model),*mods], n=3, cutoff=.4) or [*sites(model),*list(mods)[1:]][:3]
     return f'{type(model).__name__} has no module and no site {name!r}; close to it: {", ".join(near)}. points(model) lists all'
 
-# %% ../../nbs/core/15_sites.ipynb #f2ec2ee2
+# %% ../../nbs/core/15_sites.ipynb #4b76e62d
 @torch.no_grad()
 def check_sites(
     model:nn.Module, # any torch model
