@@ -194,8 +194,9 @@ def test_any_journal_is_read(sound, tmp_path_factory, raw):
 
 def test_the_three_lines_of_the_page(tmp_path):
     from project import cells, nbs
-    script = next(s for _,_,s in cells(nbs/'tutorials/02_my_model_my_data.ipynb') if s.startswith('from sae_notebooks import extract\n'))
-    assert script.strip().count('\n')==2
+    page = next(s for _,_,s in cells(nbs/'tutorials/02_my_model_my_data.ipynb','markdown') if '## Three lines' in s)
+    script = page.split('```python\n')[1].split('```')[0]
+    assert script.count('\n')==3
     (tmp_path/'photographs').mkdir(); (tmp_path/'my.py').write_text(script)
     for f in sorted((root/'data/photos/images').iterdir())[:5]: shutil.copy(f, tmp_path/'photographs')
     r = subprocess.run([sys.executable,'my.py'], cwd=tmp_path, env=ENV, text=True, capture_output=True, timeout=300)

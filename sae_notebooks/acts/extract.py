@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['views', 'plan', 'ahead', 'forward_rows', 'load_model', 'process_group', 'items_per_shard', 'in_order', 'extract']
 
-# %% ../../nbs/acts/50_extract.ipynb #0789e8b2
+# %% ../../nbs/acts/50_extract.ipynb #dc338c9e
 import os
 import time
 from collections import deque
@@ -27,7 +27,7 @@ from ..core.files import BadInput, make_folder, progress_bar
 from ..core.hooks import capture, module_at
 from ..core.sites import resolve
 
-# %% ../../nbs/acts/50_extract.ipynb #e19d1f3b
+# %% ../../nbs/acts/50_extract.ipynb #ff898163
 def views(
     image,           # a PIL image
     n:int,           # how many, the first being the whole image
@@ -44,7 +44,7 @@ def views(
         out.append(crop.transpose(0) if rng.random()<.5 else crop) # 0: mirrored left to right
     return out
 
-# %% ../../nbs/acts/50_extract.ipynb #c2a3fb13
+# %% ../../nbs/acts/50_extract.ipynb #b23f5091
 def plan(
     data:Source,    # what is to be read
     lo:int,         # first item of a shard
@@ -56,7 +56,7 @@ def plan(
     if data.kind=='text': n = [len(t) for t in data.items.text.iloc[lo:hi]]; order.sort(key=lambda i: -n[i-lo])
     return [order[i:i+size] for i in range(0,len(order),size)]
 
-# %% ../../nbs/acts/50_extract.ipynb #6e1e93c2
+# %% ../../nbs/acts/50_extract.ipynb #3458376d
 def ahead(
     fn,             # what to do with each
     jobs:list,      # arguments, a tuple each
@@ -73,7 +73,7 @@ def ahead(
         finally:
             for _,f in todo: f.cancel()
 
-# %% ../../nbs/acts/50_extract.ipynb #76764a73
+# %% ../../nbs/acts/50_extract.ipynb #507f1e94
 def _fetch(model, data, shard, ids, n_views, seed, skip_bad):
     "A batch made ready; with it the item and view of each of its entries, and what was left out."
     entries,item,view,skipped = [],[],[],[]
@@ -86,7 +86,7 @@ def _fetch(model, data, shard, ids, n_views, seed, skip_bad):
         entries += some; item += [i]*len(some); view += range(len(some))
     return (model.prepare(entries) if entries else None),item,view,skipped
 
-# %% ../../nbs/acts/50_extract.ipynb #1f9f5cf2
+# %% ../../nbs/acts/50_extract.ipynb #519b69d9
 def _spans(model, data, batch, item):
     t = data.items
     if not {'start','end'}<=set(t): return None
@@ -100,7 +100,7 @@ def _mask_of(model, data, batch, point, act, n, rule, item, o):
     image = not model.is_text(batch, point)
     return choose(roles, rule, item, image, o['seed'], o['special'], _spans(model, data, batch, item) if rule.startswith('span') else None, o['masks'])
 
-# %% ../../nbs/acts/50_extract.ipynb #540170c9
+# %% ../../nbs/acts/50_extract.ipynb #831c8d14
 def forward_rows(
     model:Backbone,  # whose hook points they are
     data:Source,     # what the batch is of
@@ -139,7 +139,7 @@ def _to_host(x):
     if x.device.type!='cuda': return x.cpu()
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
 
-# %% ../../nbs/acts/50_extract.ipynb #149f257a
+# %% ../../nbs/acts/50_extract.ipynb #d9b6e520
 def load_model(
     name:str|Path,      # embedded name, folder, open_clip or transformers name
     device:str='cpu',   # where it runs
@@ -170,7 +170,7 @@ def _model_kind(path):
     if cfg.model_type.startswith('llava'): return 'llava'
     return 'language' if cfg.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not hasattr(cfg,'vision_config') else 'vision'
 
-# %% ../../nbs/acts/50_extract.ipynb #0a484fd5
+# %% ../../nbs/acts/50_extract.ipynb #eb83e8ca
 @contextmanager
 def process_group():
     "Yields (rank, number of processes, a function that waits for the others)."
@@ -183,7 +183,7 @@ def process_group():
     finally:
         if ours: dist.destroy_process_group()
 
-# %% ../../nbs/acts/50_extract.ipynb #e7d10a2b
+# %% ../../nbs/acts/50_extract.ipynb #af77bc2d
 def items_per_shard(
     each:float,     # bytes that an item gives
     batch_size:int, # items in a forward pass
@@ -194,7 +194,7 @@ def items_per_shard(
     fit = max(1, min(most, int(mb*2**20/max(1,each))))
     return max(1, fit//batch_size)*batch_size
 
-# %% ../../nbs/acts/50_extract.ipynb #91f4fe4b
+# %% ../../nbs/acts/50_extract.ipynb #a66ef877
 class _Run:
     "One extraction: what to do, and how far it is."
     def __init__(self, model, data, out, points, rule, o):
@@ -223,7 +223,7 @@ class _Run:
             return size
         return 1
 
-# %% ../../nbs/acts/50_extract.ipynb #7674ac5d
+# %% ../../nbs/acts/50_extract.ipynb #132adccc
 def in_order(
     rows:Rows, # in any order
 )->Rows:       # by item, then position
@@ -231,7 +231,7 @@ def in_order(
     key = rows.item*(int(rows.pos.max())+1)+rows.pos
     return rows if bool((key[1:]>=key[:-1]).all()) else rows.where(torch.argsort(key, stable=True))
 
-# %% ../../nbs/acts/50_extract.ipynb #48f7572f
+# %% ../../nbs/acts/50_extract.ipynb #247515e9
 def _collect(run, writer, mine, size, bar, workers):
     "Run the batches of some shards, writing each in the background."
     jobs = [(s,ids) for s in mine for ids in plan(run.data, s*size, min((s+1)*size,len(run.data)), run.step)]
@@ -251,7 +251,7 @@ def _collect(run, writer, mine, size, bar, workers):
 
 def _write(writer, s, parts, skipped, cut): writer.write(s, in_order(cat_rows(parts)) if parts else None, sorted(skipped, key=lambda x: x[0]), truncated=cut)
 
-# %% ../../nbs/acts/50_extract.ipynb #57511293
+# %% ../../nbs/acts/50_extract.ipynb #904f8a81
 def extract(
     model:Backbone|str|Path,  # a backbone, or what load_model takes
     data,                     # images or texts, anything that open_source takes
@@ -296,7 +296,7 @@ def extract(
         wait()
         return ActStore(out)
 
-# %% ../../nbs/acts/50_extract.ipynb #30a92c57
+# %% ../../nbs/acts/50_extract.ipynb #c8b99c5c
 def _points(model, data, point, n_views):
     "The hook points, all of them there, and the data of a kind that the model reads."
     if data.kind not in model.takes: raise BadInput(f'{model.name} reads {" or ".join(model.takes)}, and {data.name or "the data"} holds {data.kind}')

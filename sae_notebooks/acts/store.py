@@ -6,10 +6,10 @@
 __all__ = ['FORMAT', 'VERSION', 'Place', 'tensor_places', 'map_tensors', 'read_rows', 'Rows', 'cat_rows', 'finite_rows',
            'check_finite', 'length_counts', 'count_percentile', 'Stats', 'sum_stats', 'row_sums', 'row_moments',
            'shard_tensors', 'read_journal', 'shard_sums', 'stats_table', 'whole_manifest', 'StoreWriter',
-           'read_manifest', 'write_items', 'read_items', 'cut_spans', 'read_cuts', 'ActStore', 'store_stats', 'concat',
-           'find_damage', 'store_rows']
+           'read_manifest', 'write_items', 'read_items', 'cut_spans', 'read_cuts', 'Shards', 'ActStore', 'store_stats',
+           'concat', 'find_damage', 'store_rows']
 
-# %% ../../nbs/acts/10_store.ipynb #17af26b8
+# %% ../../nbs/acts/10_store.ipynb #cf9895df
 import hashlib
 import json
 import os
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..core.files import BadInput, NotFound, atomic, fingerprint, inside, made_by, make_folder, read_json, sha256, write_json
 
-# %% ../../nbs/acts/10_store.ipynb #9c7df781
+# %% ../../nbs/acts/10_store.ipynb #2c7a8a80
 _types = dict(F64=(np.float64,None), F32=(np.float32,None), F16=(np.float16,None), BF16=(np.int16,torch.bfloat16), I64=(np.int64,None), I32=(np.int32,None))
 
 @dataclass
@@ -58,7 +58,7 @@ def _place(path, start, size, dtype, shape, data_offsets):
     if start+b>size: raise ValueError(f'{size} bytes, {start+b} are needed')
     return Place(path, np.dtype(np_type), view, tuple(shape), start+a)
 
-# %% ../../nbs/acts/10_store.ipynb #f6b6aa45
+# %% ../../nbs/acts/10_store.ipynb #c96b2995
 def map_tensors(
     path:str|Path, # a safetensors file
 )->dict:           # name -> (array, torch dtype to view it as, or None)
@@ -79,7 +79,7 @@ def read_rows(
         if not (n:=f.readinto(want)): raise BadInput(f'{place.path} ended {len(want)} bytes too early: it was cut short while being read')
         want = want[n:]
 
-# %% ../../nbs/acts/10_store.ipynb #a2061e46
+# %% ../../nbs/acts/10_store.ipynb #f5599ac3
 @dataclass
 class Rows:
     "Activations of the same positions at one or several sites, and where they are from."
@@ -97,7 +97,7 @@ def cat_rows(
     "One after the other."
     return Rows({k:torch.cat([p.acts[k] for p in parts]) for k in parts[0].acts}, torch.cat([p.item for p in parts]), torch.cat([p.pos for p in parts]), None if parts[0].token is None else torch.cat([p.token for p in parts]))
 
-# %% ../../nbs/acts/10_store.ipynb #874ef2a8
+# %% ../../nbs/acts/10_store.ipynb #1a71fa64
 def finite_rows(
     acts:Tensor, # (n, d)
 )->Tensor:       # bool (n,)
@@ -106,7 +106,7 @@ def finite_rows(
     if not ok.all(): ok[~ok] = torch.isfinite(acts[~ok]).all(1) # large numbers may add up to infinity
     return ok
 
-# %% ../../nbs/acts/10_store.ipynb #0e586a45
+# %% ../../nbs/acts/10_store.ipynb #3970bf5e
 def check_finite(
     rows:Rows,      # as they will be stored
     names=str,      # item number -> what to call it
@@ -119,7 +119,7 @@ def check_finite(
     site = next(k for k,a in rows.acts.items() if not torch.isfinite(a[i]).all())
     return ok,f'activations of item {names(rows.item[i].item())} at position {rows.pos[i].item()} of {site} are NaN, infinite or too large for {dtype} ({(~ok).sum().item()} rows of this batch); bfloat16 and float32 hold larger numbers'
 
-# %% ../../nbs/acts/10_store.ipynb #a3bc50f4
+# %% ../../nbs/acts/10_store.ipynb #dd70e68a
 _per_octave,_lowest,_n_bins = 32,-24,2048
 
 def length_counts(
@@ -138,7 +138,7 @@ def count_percentile(
     if not c[-1]: return float('nan')
     return 2.**(_lowest+(torch.searchsorted(c, max(1,int(np.ceil(q/100*c[-1].item())))).item()+.5)/_per_octave)
 
-# %% ../../nbs/acts/10_store.ipynb #61584185
+# %% ../../nbs/acts/10_store.ipynb #69d4367e
 @dataclass
 class Stats:
     "What is known about the rows of a store without reading them."
@@ -159,7 +159,7 @@ def sum_stats(
     counts = sum(p['lengths'].long() for p in parts)
     return Stats(n, mean, sq**.5, sq-mean.square().sum().item(), {q:count_percentile(counts,q) for q in (1,5,25,50,75,95,99)}, dropped)
 
-# %% ../../nbs/acts/10_store.ipynb #0bdc9c4d
+# %% ../../nbs/acts/10_store.ipynb #b5e13ebf
 def row_sums(
     acts:Tensor, # as stored, (n, d)
 )->Tensor:       # int64 (n,)
@@ -168,7 +168,7 @@ def row_sums(
     word = next(w for n,w in ((8,torch.int64),(4,torch.int32),(2,torch.int16)) if width%n==0)
     return acts.contiguous().view(word).sum(1, dtype=torch.int64)
 
-# %% ../../nbs/acts/10_store.ipynb #8671f656
+# %% ../../nbs/acts/10_store.ipynb #0d2b638a
 def row_moments(
     acts:Tensor, # as stored, (n, d)
 )->tuple:        # (float64 (d,) sum of the rows, float64 (n,) their lengths)
@@ -176,7 +176,7 @@ def row_moments(
     parts = [(x.sum(0).double(),torch.linalg.vecdot(x,x).double().sqrt()) for x in (a.float() for a in acts.split(1024))]
     return sum((s for s,_ in parts), torch.zeros(acts.shape[1],dtype=torch.float64)),torch.cat([n for _,n in parts]) if parts else torch.zeros(0,dtype=torch.float64)
 
-# %% ../../nbs/acts/10_store.ipynb #aabe1fb4
+# %% ../../nbs/acts/10_store.ipynb #38cc848f
 def shard_tensors(
     rows:Rows,           # finite, in the dtype to store
     first_item:int=0,    # taken off the item numbers: a shard counts from its own first item
@@ -188,7 +188,7 @@ def shard_tensors(
         out |= {f'acts/{site}':a.contiguous(), f'check/{site}':row_sums(a), f'sum/{site}':total, f'square/{site}':lengths.square().sum(0,keepdim=True), f'lengths/{site}':length_counts(lengths)}
     return out
 
-# %% ../../nbs/acts/10_store.ipynb #658b07cf
+# %% ../../nbs/acts/10_store.ipynb #d4c90ce1
 FORMAT,VERSION = 'sae_notebooks.ActStore',2
 
 def read_journal(
@@ -204,7 +204,7 @@ def read_journal(
             elif isinstance(rec,dict) and type(rec.get('shard')) is int: done[rec['shard']] = rec
     return head,done
 
-# %% ../../nbs/acts/10_store.ipynb #9b946dbe
+# %% ../../nbs/acts/10_store.ipynb #6c8532bd
 def _add_line(path, obj):
     "One more line of a journal, on the disk before we return; a torn line of an earlier run is closed first."
     torn = path.is_file() and path.stat().st_size and path.read_bytes()[-1:]!=b'\n'
@@ -221,7 +221,7 @@ def _different(path, was, now):
     diff = [k for k in {**was,**now} if was.get(k)!=now.get(k) and k not in ('device','source')]
     if diff: raise BadInput(f'{path} already holds a store with another {", ".join(diff)}: name another folder, or remove this one')
 
-# %% ../../nbs/acts/10_store.ipynb #71f231be
+# %% ../../nbs/acts/10_store.ipynb #24e9120b
 def shard_sums(
     path:str|Path, # a store's folder
     shards:list,   # records of shards
@@ -244,7 +244,7 @@ def stats_table(
     def table(s): return dict(mean=[plain(v) for v in s.mean.tolist()], scale=plain(s.scale), variance=plain(s.variance), lengths={str(q):plain(v) for q,v in s.lengths.items()}, dropped=dropped)
     return {k:table(sum_stats(shard_sums(path, shards, k), n, dropped)) for k in sites}
 
-# %% ../../nbs/acts/10_store.ipynb #9e26cda8
+# %% ../../nbs/acts/10_store.ipynb #a7afa66c
 def whole_manifest(
     path:str|Path,      # of the store, for messages
     meta:dict,          # what the rows are
@@ -263,7 +263,7 @@ def whole_manifest(
     sites = next(done[i]['d_in'] for i in own if done[i]['rows'])
     return dict(format=FORMAT, version=VERSION, dtype=meta['dtype'], sites=sites, n_rows=sum(s['rows'] for s in shards+new), meta=meta, stats=stats_table(path, sites, shards+new), items=tables+[table], made_by=made_by(), shards=shards+new)
 
-# %% ../../nbs/acts/10_store.ipynb #da287148
+# %% ../../nbs/acts/10_store.ipynb #3ff1e51d
 class StoreWriter:
     "Fill a store shard by shard; what earlier runs with the same `meta` finished is kept."
     def __init__(self,
@@ -348,7 +348,7 @@ class StoreWriter:
             for f in self.path.glob('progress-*.jsonl'): f.unlink()
         return ActStore(self.path)
 
-# %% ../../nbs/acts/10_store.ipynb #302d7f4e
+# %% ../../nbs/acts/10_store.ipynb #f72be4c7
 _fields = dict(file=str, rows=int, bytes=int, sha256=str, first=int, skipped=list, dropped=int)
 
 def read_manifest(
@@ -377,7 +377,7 @@ def _check_record(s, i, path, need):
     need(all(isinstance(k,list) and len(k)==2 and type(k[0]) is int for k in s['skipped']), f'skipped of shard {i} is no list of pairs')
     if s['file'] is not None: inside(path.parent, s['file'])
 
-# %% ../../nbs/acts/10_store.ipynb #1bf6d1ba
+# %% ../../nbs/acts/10_store.ipynb #748e8bee
 def write_items(
     path:str|Path,      # where
     items:pd.DataFrame, # one line an item
@@ -394,7 +394,7 @@ def read_items(
     except FileNotFoundError as e: raise NotFound(f'{path} is missing') from e
     except (ValueError, OverflowError, MemoryError) as e: raise BadInput(f'{path} is not a readable table: {str(e).splitlines()[0]}') from e
 
-# %% ../../nbs/acts/10_store.ipynb #398ea838
+# %% ../../nbs/acts/10_store.ipynb #3db17f58
 def cut_spans(
     spans:list,         # of (first row, row after the last)
     starts:np.ndarray,  # the first row of each shard, and the number of all rows
@@ -409,7 +409,7 @@ def cut_spans(
             a,at,s = a+m,at+m,s+1
     return [(s,sorted(todo[s])) for s in sorted(todo)]
 
-# %% ../../nbs/acts/10_store.ipynb #5974e558
+# %% ../../nbs/acts/10_store.ipynb #200ccb39
 def read_cuts(
     jobs:list,   # (place of a tensor of shape (n, d), [(first row there, first row in the result, how many)])
     out:Tensor,  # the result, contiguous, (rows, d)
@@ -432,7 +432,68 @@ def _open(place):
     try: return open(place.path,'rb',buffering=0)
     except FileNotFoundError as e: raise NotFound(f'{place.path} is missing') from e
 
-# %% ../../nbs/acts/10_store.ipynb #f401b4c5
+# %% ../../nbs/acts/10_store.ipynb #7add0046
+class Shards:
+    "The files of a store as one table of rows."
+    def __init__(self,
+        path:str|Path, # the folder
+        man:dict,      # the manifest
+        site:str,      # which hook point
+    ):
+        self.path,self.man,self._site,self.d_in = path,man,site,man['sites'][site]
+        self.shards = [s for s in man['shards'] if s['rows']]
+        self.starts = np.cumsum([0]+[s['rows'] for s in self.shards])
+        for i,s in enumerate(self.shards): self._look(i, s)
+
+    def _look(self, i, s):
+        f,rows = self.path/s['file'],f'rows {self.starts[i]} to {self.starts[i+1]-1}'
+        if not f.is_file(): raise NotFound(f'{f} is missing: it held {rows}; restore it, or run the same extraction again')
+        if (n:=f.stat().st_size)!=s['bytes']: raise BadInput(f'{f} has {n} bytes, {s["bytes"]} were written: it was cut short or replaced; it held {rows}')
+
+    def places(self, s:int)->dict: # name -> Place, of shard s
+        "Where the tensors of a shard lie. Raises `BadInput` when they are not those of the manifest."
+        e,places = self.shards[s],_places_of(str(self.path/self.shards[s]['file']), self.shards[s]['sha256'])
+        want = {f'acts/{self._site}':(e['rows'],self.d_in), 'item':(e['rows'],), 'pos':(e['rows'],)}
+        if bad := [k for k,v in want.items() if k not in places or places[k].shape!=v]: raise BadInput(f'{self.path/e["file"]} does not hold what the manifest says: {bad[0]} is missing or of another shape')
+        return places
+
+    def column(self, name:str, shift:bool=False)->np.ndarray|None: # (n,), None where shards do not have it
+        "One number for each row; `shift` adds the number of the shard's first item."
+        cols = [np.array(_mapped(self.places(s)[name]))+(e['first'] if shift else 0) for s,e in enumerate(self.shards) if name in self.places(s)]
+        return np.concatenate(cols) if cols and len(cols)==len(self.shards) else None
+
+    def read(self, spans:list, out:Tensor)->Tensor: # stretches of rows, copied; (rows, d_in)
+        "Copy stretches of rows, one after the other, opening each shard once."
+        jobs = [(self.places(s)[f'acts/{self._site}'],cuts) for s,cuts in cut_spans(spans, self.starts)]
+        for i in range(0,len(jobs),64): read_cuts(jobs[i:i+64], out) # no more open files than a system allows
+        return out
+
+    def gather(self, rows:np.ndarray, out:Tensor)->Tensor: # rows anywhere, through a memory map; (rows, d_in)
+        "Copy single rows in any order."
+        shard = np.searchsorted(self.starts, rows, 'right')-1
+        for s in np.unique(shard):
+            place,at = self.places(s)[f'acts/{self._site}'],np.flatnonzero(shard==s)
+            t = torch.from_numpy(_mapped(place)[rows[at]-self.starts[s]])
+            out[at] = (t.view(place.view) if place.view else t).to(out.dtype)
+        return out
+
+# %% ../../nbs/acts/10_store.ipynb #d715ca56
+@lru_cache(4096)
+def _places_of(path, sha): return tensor_places(path)
+@lru_cache(512)
+def _map_of(path, start, dtype, shape): return np.memmap(path, dtype, 'r', start, shape)
+def _mapped(p): return _map_of(str(p.path), p.start, p.dtype, p.shape)
+
+def _unfinished(path, partial):
+    head,done = read_journal(path)
+    if not head: raise NotFound(f'no activation store at {path} (no store.json there)')
+    shards = [done[i] for i in range(len(done)) if i in done]
+    n = sum(s['rows'] for s in shards)
+    if not partial: raise BadInput(f'{path} is unfinished ({n} rows so far): run the same extraction again to complete it, or open it with partial=True')
+    if not n: raise BadInput(f'{path} is unfinished and holds no rows yet')
+    return dict(dtype=head['meta']['dtype'], sites=next(s['d_in'] for s in shards if s['rows']), n_rows=n, meta=head['meta'], shards=shards, items=[dict(file='items.csv', rows=len(read_items(path/'items.csv')))])
+
+# %% ../../nbs/acts/10_store.ipynb #eafeff5a
 class ActStore:
     "`n` rows of `d_in` activations on disk, and the item each came from."
     def __init__(self,
@@ -441,47 +502,32 @@ class ActStore:
         partial:bool=False,     # open an unfinished store as far as it goes
     ):
         self.path,self.index = Path(path),None
-        if not (self.path/'store.json').is_file(): self.man = _unfinished(self.path, partial)
-        else: self.man = read_manifest(path)
+        self.man = read_manifest(path) if (self.path/'store.json').is_file() else _unfinished(self.path, partial)
         self.meta,self.sites,self.skipped = self.man['meta'],list(self.man['sites']),[s for sh in self.man['shards'] for s in sh['skipped']]
-        self.shards = [s for s in self.man['shards'] if s['rows']]
-        self.starts = np.cumsum([0]+[s['rows'] for s in self.shards])
-        for i,s in enumerate(self.shards): self._look(i, s)
         self._at(site or self.sites[0])
 
     def _at(self, site):
         if site not in self.sites: raise BadInput(f'{self.path} holds no site {site!r}; it holds: {", ".join(self.sites)}')
-        self._site,self.d_in = site,self.man['sites'][site]
+        self._site,self.d_in,self.files = site,self.man['sites'][site],Shards(self.path, self.man, site)
+        self.shards,self.dtype = self.files.shards,getattr(torch,self.man['dtype'])
 
-    def _look(self, i, s):
-        f,rows = self.path/s['file'],f'rows {self.starts[i]} to {self.starts[i+1]-1}'
-        if not f.is_file(): raise NotFound(f'{f} is missing: it held {rows}; restore it, or run the same extraction again')
-        if (n:=f.stat().st_size)!=s['bytes']: raise BadInput(f'{f} has {n} bytes, {s["bytes"]} were written: it was cut short or replaced; it held {rows}')
-
-    def __len__(self): return int(self.starts[-1]) if self.index is None else len(self.index)
+    def __len__(self): return int(self.files.starts[-1]) if self.index is None else len(self.index)
     def __repr__(self): return f'ActStore: {len(self)} rows of {self.d_in}, {sum(t["rows"] for t in self.man["items"])} items, {self.meta.get("model","?")} at {self._site}'
     def site(self, name:str)->'ActStore': # the same rows at another hook point
-        other = copy(self); other._at(name); other.__dict__.pop('stats',None); return other
+        other = copy(self); other.__dict__.pop('stats',None); other._at(name); return other
+    @property
+    def id(self)->str: # changes with the data, the site and the choice of rows
+        return fingerprint([self._site, [s['sha256'] for s in self.man['shards']], None if self.index is None else hashlib.sha256(self.index.tobytes()).hexdigest()])
+
     @cached_property
     def items(self)->pd.DataFrame: # one line an item
         tables = [read_items(self.path/t['file']) for t in self.man['items']]
         for t,got in zip(self.man['items'],tables):
             if len(got)!=t['rows']: raise BadInput(f'{self.path/t["file"]} has {len(got)} lines, {t["rows"]} were written: it was cut short or replaced')
         return pd.concat(tables, ignore_index=True).fillna('')
-    @property
-    def id(self)->str: # changes with the data, the site and the choice of rows
-        return fingerprint([self._site, [s['sha256'] for s in self.man['shards']], None if self.index is None else hashlib.sha256(self.index.tobytes()).hexdigest()])
-
-    def _places(self, s): # of shard s
-        e,places = self.shards[s],_places_of(str(self.path/self.shards[s]['file']), self.shards[s]['sha256'])
-        want = {f'acts/{self._site}':(e['rows'],self.d_in), 'item':(e['rows'],), 'pos':(e['rows'],)}
-        if bad := [k for k,v in want.items() if k not in places or places[k].shape!=v]: raise BadInput(f'{self.path/e["file"]} does not hold what the manifest says: {bad[0]} is missing or of another shape')
-        return places
-
     def _column(self, name, shift=False):
-        cols = [np.array(_mapped(self._places(s)[name]))+(self.shards[s]['first'] if shift else 0) for s in range(len(self.shards)) if name in self._places(s)]
-        out = np.concatenate(cols) if len(cols)==len(self.shards) and cols else None
-        return out if self.index is None or out is None else out[self.index]
+        c = self.files.column(name, shift)
+        return c if self.index is None or c is None else c[self.index]
     @property
     def item(self)->np.ndarray: # (n,) which line of items each row is from
         item,n = self._column('item', shift=True),sum(t['rows'] for t in self.man['items'])
@@ -498,21 +544,11 @@ class ActStore:
         spans:list,           # of (first row, row after the last)
         out:Tensor|None=None, # where they go: contiguous, at least (rows, d_in), of the stored dtype
     )->Tensor:                # (rows, d_in), in the stored dtype
-        "Copy stretches of rows, one after the other, opening each shard once."
-        if self.index is not None: return torch.cat([self._gather(self.index[a:b], getattr(torch,self.man['dtype'])) for a,b in spans])
+        "Copy stretches of rows, one after the other."
         n = sum(b-a for a,b in spans)
-        out = torch.empty(n, self.d_in, dtype=getattr(torch,self.man['dtype'])) if out is None else out[:n]
-        jobs = [(self._places(s)[f'acts/{self._site}'],cuts) for s,cuts in cut_spans(spans, self.starts)]
-        for i in range(0,len(jobs),64): read_cuts(jobs[i:i+64], out) # no more open files than a system allows
-        return out
-
-    def _gather(self, rows, dtype=torch.float32):
-        out,shard = torch.empty(len(rows), self.d_in, dtype=dtype),np.searchsorted(self.starts, rows, 'right')-1
-        for s in np.unique(shard):
-            place,at = self._places(s)[f'acts/{self._site}'],np.flatnonzero(shard==s)
-            t = torch.from_numpy(_mapped(place)[rows[at]-self.starts[s]])
-            out[at] = (t.view(place.view) if place.view else t).to(dtype)
-        return out
+        out = torch.empty(n, self.d_in, dtype=self.dtype) if out is None else out[:n]
+        if self.index is None: return self.files.read(spans, out)
+        return self.files.gather(np.concatenate([self.index[a:b] for a,b in spans]), out) if spans else out
 
     def __getitem__(self,
         rows, # a slice, a list of positions, or an array of them
@@ -521,7 +557,7 @@ class ActStore:
             lo,hi,_ = rows.indices(len(self)); return self.read([(lo,max(lo,hi))]).float()
         rows = np.arange(len(self))[rows] if isinstance(rows,slice) else np.atleast_1d(np.asarray(rows, dtype=np.int64))
         if len(rows) and not (0<=rows.min() and rows.max()<len(self)): raise BadInput(f'rows {rows.min()} to {rows.max()} asked of a store of {len(self)}')
-        return self._gather(rows if self.index is None else self.index[rows])
+        return self.files.gather(rows if self.index is None else self.index[rows], torch.empty(len(rows), self.d_in))
 
     def batches(self,
         size:int=4096,      # rows in a batch; the last may be shorter
@@ -544,23 +580,7 @@ class ActStore:
         "Read all of it and compare with what was written; raises `BadInput` naming every file and row that differs."
         if bad := find_damage(self.path): raise BadInput(f'{len(bad)} things are wrong with {self.path}: '+'; '.join(bad[:20]))
 
-# %% ../../nbs/acts/10_store.ipynb #3cec2d05
-@lru_cache(4096)
-def _places_of(path, sha): return tensor_places(path)
-@lru_cache(512)
-def _map_of(path, start, dtype, shape): return np.memmap(path, dtype, 'r', start, shape)
-def _mapped(p): return _map_of(str(p.path), p.start, p.dtype, p.shape)
-
-def _unfinished(path, partial):
-    head,done = read_journal(path)
-    if not head: raise NotFound(f'no activation store at {path} (no store.json there)')
-    shards = [done[i] for i in range(len(done)) if i in done]
-    n = sum(s['rows'] for s in shards)
-    if not partial: raise BadInput(f'{path} is unfinished ({n} rows so far): run the same extraction again to complete it, or open it with partial=True')
-    if not n: raise BadInput(f'{path} is unfinished and holds no rows yet')
-    return dict(dtype=head['meta']['dtype'], sites=next(s['d_in'] for s in shards if s['rows']), n_rows=n, meta=head['meta'], shards=shards, items=[dict(file='items.csv', rows=len(read_items(path/'items.csv')))])
-
-# %% ../../nbs/acts/10_store.ipynb #d8b5974e
+# %% ../../nbs/acts/10_store.ipynb #8405189f
 def store_stats(
     store:ActStore, # whole, or some of its rows
 )->Stats:
@@ -570,7 +590,7 @@ def store_stats(
     def one(x): return {k.split('/')[0]:v for k,v in shard_tensors(Rows({'x':x}, torch.zeros(len(x)), torch.zeros(len(x)))).items()}
     return sum_stats([one(x) for x in store.batches()], len(store), dropped)
 
-# %% ../../nbs/acts/10_store.ipynb #7561dce8
+# %% ../../nbs/acts/10_store.ipynb #42fc275a
 def concat(
     stores:list,   # of ActStore, whole, with the same sites and dtype
     out:str|Path,  # a new folder
@@ -598,7 +618,7 @@ def _link(src, dst):
     except OSError: copyfile(src, dst)
     return dst.name
 
-# %% ../../nbs/acts/10_store.ipynb #5f15f61d
+# %% ../../nbs/acts/10_store.ipynb #4ee83645
 def find_damage(
     path:str|Path, # a store's folder
 )->list:           # sentences; empty when all is well
@@ -635,7 +655,7 @@ def _shard_damage(f, s, man, row, n_items):
     out += say((item<0)|(item>=n_items), 'names an item that the table does not have')
     return out or ([] if sha256(f)==s['sha256'] else [f'{f} has changed since it was written, outside of its rows ({rows}): its hash differs'])
 
-# %% ../../nbs/acts/10_store.ipynb #37904119
+# %% ../../nbs/acts/10_store.ipynb #2a32f866
 def store_rows(
     path:str|Path,               # a folder
     acts:Tensor|dict,            # (n, d_in), or site -> (n, d_in)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Order', 'Shuffled', 'clumping']
 
-# %% ../../nbs/acts/12_stream.ipynb #6479610b
+# %% ../../nbs/acts/12_stream.ipynb #bd1e4998
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.compat import one_core
 from ..core.files import BadInput
 
-# %% ../../nbs/acts/12_stream.ipynb #fce42a3c
+# %% ../../nbs/acts/12_stream.ipynb #193b85eb
 class Order:
     "A seeded order of `n` rows for each epoch: blocks anywhere, rows anywhere in a window of blocks."
     def __init__(self,
@@ -61,7 +61,7 @@ class Order:
             out.append((w, int(max(lo,starts[w])-starts[w]), int(min(hi,starts[w+1])-starts[w])))
         return out
 
-# %% ../../nbs/acts/12_stream.ipynb #852be1ff
+# %% ../../nbs/acts/12_stream.ipynb #46379b4f
 class Shuffled:
     "Endless shuffled batches of a store; batch `step` depends on the store, the sizes, the seed and the step alone."
     def __init__(self,
@@ -74,7 +74,7 @@ class Shuffled:
         if len(store)<1: raise BadInput('cannot draw batches from an empty store')
         if size<1: raise BadInput(f'a batch needs at least one row, not {size}')
         self.store,self.size,self.disk = store,min(size,len(store)),hasattr(store,'read')
-        row = store.d_in*torch.empty(0,dtype=getattr(torch,store.man['dtype'])).element_size() if self.disk else 1
+        row = store.d_in*store.dtype.itemsize if self.disk else 1
         window = max(int(window_mb*2**20)//row, self.size) if self.disk else len(store)
         self.order = Order(len(store), max(1,int(block_kb*2**10)//row), window, seed)
         self.per_epoch,self._io,self._cpu,self._windows,self._next,self._free = max(1,len(store)//size),None,None,{},{},[]
@@ -93,7 +93,7 @@ class Shuffled:
 
     def _load(self, epoch, w, spans):
         room = self._free.pop() if self._free else None
-        if room is None or len(room)<sum(b-a for a,b in spans): room = torch.empty(self.order.per_window*self.order.block, self.store.d_in, dtype=getattr(torch,self.store.man['dtype']))
+        if room is None or len(room)<sum(b-a for a,b in spans): room = torch.empty(self.order.per_window*self.order.block, self.store.d_in, dtype=self.store.dtype)
         return self.store.read(spans, room),self.order.places(epoch,w),room
 
     def _window(self, epoch, w):
@@ -122,7 +122,7 @@ class Shuffled:
         self._next = {step+1:self._cpu.submit(self._make, step+1)}
         return out
 
-# %% ../../nbs/acts/12_stream.ipynb #b36dcd13
+# %% ../../nbs/acts/12_stream.ipynb #c74afa93
 def clumping(
     stream:Shuffled,   # whose batches are looked at
     groups:np.ndarray, # a group for each row of the store, (n,)
