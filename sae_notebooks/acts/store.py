@@ -6,10 +6,10 @@
 __all__ = ['FORMAT', 'VERSION', 'Place', 'tensor_places', 'map_tensors', 'read_rows', 'Rows', 'cat_rows', 'finite_rows',
            'check_finite', 'length_counts', 'count_percentile', 'Stats', 'sum_stats', 'row_sums', 'row_moments',
            'shard_tensors', 'read_journal', 'shard_sums', 'stats_table', 'whole_manifest', 'StoreWriter',
-           'read_manifest', 'write_items', 'read_items', 'cut_spans', 'read_cuts', 'Shards', 'ActStore', 'store_stats',
-           'concat', 'find_damage', 'store_rows']
+           'read_manifest', 'write_items', 'read_items', 'cut_spans', 'read_cuts', 'announce', 'Shards', 'ActStore',
+           'store_stats', 'concat', 'find_damage', 'store_rows']
 
-# %% ../../nbs/acts/10_store.ipynb #cf9895df
+# %% ../../nbs/acts/10_store.ipynb #d34646e5
 import hashlib
 import json
 import os
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..core.files import BadInput, NotFound, atomic, fingerprint, inside, made_by, make_folder, read_json, sha256, write_json
 
-# %% ../../nbs/acts/10_store.ipynb #2c7a8a80
+# %% ../../nbs/acts/10_store.ipynb #2be45e83
 _types = dict(F64=(np.float64,None), F32=(np.float32,None), F16=(np.float16,None), BF16=(np.int16,torch.bfloat16), I64=(np.int64,None), I32=(np.int32,None))
 
 @dataclass
@@ -58,7 +58,7 @@ def _place(path, start, size, dtype, shape, data_offsets):
     if start+b>size: raise ValueError(f'{size} bytes, {start+b} are needed')
     return Place(path, np.dtype(np_type), view, tuple(shape), start+a)
 
-# %% ../../nbs/acts/10_store.ipynb #c96b2995
+# %% ../../nbs/acts/10_store.ipynb #590d0719
 def map_tensors(
     path:str|Path, # a safetensors file
 )->dict:           # name -> (array, torch dtype to view it as, or None)
@@ -79,7 +79,7 @@ def read_rows(
         if not (n:=f.readinto(want)): raise BadInput(f'{place.path} ended {len(want)} bytes too early: it was cut short while being read')
         want = want[n:]
 
-# %% ../../nbs/acts/10_store.ipynb #f5599ac3
+# %% ../../nbs/acts/10_store.ipynb #be1e4151
 @dataclass
 class Rows:
     "Activations of the same positions at one or several sites, and where they are from."
@@ -97,7 +97,7 @@ def cat_rows(
     "One after the other."
     return Rows({k:torch.cat([p.acts[k] for p in parts]) for k in parts[0].acts}, torch.cat([p.item for p in parts]), torch.cat([p.pos for p in parts]), None if parts[0].token is None else torch.cat([p.token for p in parts]))
 
-# %% ../../nbs/acts/10_store.ipynb #1a71fa64
+# %% ../../nbs/acts/10_store.ipynb #b6744380
 def finite_rows(
     acts:Tensor, # (n, d)
 )->Tensor:       # bool (n,)
@@ -106,7 +106,7 @@ def finite_rows(
     if not ok.all(): ok[~ok] = torch.isfinite(acts[~ok]).all(1) # large numbers may add up to infinity
     return ok
 
-# %% ../../nbs/acts/10_store.ipynb #3970bf5e
+# %% ../../nbs/acts/10_store.ipynb #32c4e237
 def check_finite(
     rows:Rows,      # as they will be stored
     names=str,      # item number -> what to call it
@@ -119,7 +119,7 @@ def check_finite(
     site = next(k for k,a in rows.acts.items() if not torch.isfinite(a[i]).all())
     return ok,f'activations of item {names(rows.item[i].item())} at position {rows.pos[i].item()} of {site} are NaN, infinite or too large for {dtype} ({(~ok).sum().item()} rows of this batch); bfloat16 and float32 hold larger numbers'
 
-# %% ../../nbs/acts/10_store.ipynb #dd70e68a
+# %% ../../nbs/acts/10_store.ipynb #93266dcc
 _per_octave,_lowest,_n_bins = 32,-24,2048
 
 def length_counts(
@@ -138,7 +138,7 @@ def count_percentile(
     if not c[-1]: return float('nan')
     return 2.**(_lowest+(torch.searchsorted(c, max(1,int(np.ceil(q/100*c[-1].item())))).item()+.5)/_per_octave)
 
-# %% ../../nbs/acts/10_store.ipynb #69d4367e
+# %% ../../nbs/acts/10_store.ipynb #e447b20f
 @dataclass
 class Stats:
     "What is known about the rows of a store without reading them."
@@ -159,7 +159,7 @@ def sum_stats(
     counts = sum(p['lengths'].long() for p in parts)
     return Stats(n, mean, sq**.5, sq-mean.square().sum().item(), {q:count_percentile(counts,q) for q in (1,5,25,50,75,95,99)}, dropped)
 
-# %% ../../nbs/acts/10_store.ipynb #b5e13ebf
+# %% ../../nbs/acts/10_store.ipynb #a8ae7052
 def row_sums(
     acts:Tensor, # as stored, (n, d)
 )->Tensor:       # int64 (n,)
@@ -168,7 +168,7 @@ def row_sums(
     word = next(w for n,w in ((8,torch.int64),(4,torch.int32),(2,torch.int16)) if width%n==0)
     return acts.contiguous().view(word).sum(1, dtype=torch.int64)
 
-# %% ../../nbs/acts/10_store.ipynb #0d2b638a
+# %% ../../nbs/acts/10_store.ipynb #e25b7093
 def row_moments(
     acts:Tensor, # as stored, (n, d)
 )->tuple:        # (float64 (d,) sum of the rows, float64 (n,) their lengths)
@@ -176,7 +176,7 @@ def row_moments(
     parts = [(x.sum(0).double(),torch.linalg.vecdot(x,x).double().sqrt()) for x in (a.float() for a in acts.split(1024))]
     return sum((s for s,_ in parts), torch.zeros(acts.shape[1],dtype=torch.float64)),torch.cat([n for _,n in parts]) if parts else torch.zeros(0,dtype=torch.float64)
 
-# %% ../../nbs/acts/10_store.ipynb #38cc848f
+# %% ../../nbs/acts/10_store.ipynb #84187068
 def shard_tensors(
     rows:Rows,           # finite, in the dtype to store
     first_item:int=0,    # taken off the item numbers: a shard counts from its own first item
@@ -188,7 +188,7 @@ def shard_tensors(
         out |= {f'acts/{site}':a.contiguous(), f'check/{site}':row_sums(a), f'sum/{site}':total, f'square/{site}':lengths.square().sum(0,keepdim=True), f'lengths/{site}':length_counts(lengths)}
     return out
 
-# %% ../../nbs/acts/10_store.ipynb #d4c90ce1
+# %% ../../nbs/acts/10_store.ipynb #47501d64
 FORMAT,VERSION = 'sae_notebooks.ActStore',2
 
 def read_journal(
@@ -204,7 +204,7 @@ def read_journal(
             elif isinstance(rec,dict) and type(rec.get('shard')) is int: done[rec['shard']] = rec
     return head,done
 
-# %% ../../nbs/acts/10_store.ipynb #6c8532bd
+# %% ../../nbs/acts/10_store.ipynb #ea619b28
 def _add_line(path, obj):
     "One more line of a journal, on the disk before we return; a torn line of an earlier run is closed first."
     torn = path.is_file() and path.stat().st_size and path.read_bytes()[-1:]!=b'\n'
@@ -221,7 +221,7 @@ def _different(path, was, now):
     diff = [k for k in {**was,**now} if was.get(k)!=now.get(k) and k not in ('device','source')]
     if diff: raise BadInput(f'{path} already holds a store with another {", ".join(diff)}: name another folder, or remove this one')
 
-# %% ../../nbs/acts/10_store.ipynb #24e9120b
+# %% ../../nbs/acts/10_store.ipynb #5a5a462f
 def shard_sums(
     path:str|Path, # a store's folder
     shards:list,   # records of shards
@@ -244,7 +244,7 @@ def stats_table(
     def table(s): return dict(mean=[plain(v) for v in s.mean.tolist()], scale=plain(s.scale), variance=plain(s.variance), lengths={str(q):plain(v) for q,v in s.lengths.items()}, dropped=dropped)
     return {k:table(sum_stats(shard_sums(path, shards, k), n, dropped)) for k in sites}
 
-# %% ../../nbs/acts/10_store.ipynb #a7afa66c
+# %% ../../nbs/acts/10_store.ipynb #57d610b1
 def whole_manifest(
     path:str|Path,      # of the store, for messages
     meta:dict,          # what the rows are
@@ -263,7 +263,7 @@ def whole_manifest(
     sites = next(done[i]['d_in'] for i in own if done[i]['rows'])
     return dict(format=FORMAT, version=VERSION, dtype=meta['dtype'], sites=sites, n_rows=sum(s['rows'] for s in shards+new), meta=meta, stats=stats_table(path, sites, shards+new), items=tables+[table], made_by=made_by(), shards=shards+new)
 
-# %% ../../nbs/acts/10_store.ipynb #3ff1e51d
+# %% ../../nbs/acts/10_store.ipynb #93440ebd
 class StoreWriter:
     "Fill a store shard by shard; what earlier runs with the same `meta` finished is kept."
     def __init__(self,
@@ -348,7 +348,7 @@ class StoreWriter:
             for f in self.path.glob('progress-*.jsonl'): f.unlink()
         return ActStore(self.path)
 
-# %% ../../nbs/acts/10_store.ipynb #f72be4c7
+# %% ../../nbs/acts/10_store.ipynb #8a833dc0
 _fields = dict(file=str, rows=int, bytes=int, sha256=str, first=int, skipped=list, dropped=int)
 
 def read_manifest(
@@ -377,7 +377,7 @@ def _check_record(s, i, path, need):
     need(all(isinstance(k,list) and len(k)==2 and type(k[0]) is int for k in s['skipped']), f'skipped of shard {i} is no list of pairs')
     if s['file'] is not None: inside(path.parent, s['file'])
 
-# %% ../../nbs/acts/10_store.ipynb #748e8bee
+# %% ../../nbs/acts/10_store.ipynb #f7b23249
 def write_items(
     path:str|Path,      # where
     items:pd.DataFrame, # one line an item
@@ -394,7 +394,7 @@ def read_items(
     except FileNotFoundError as e: raise NotFound(f'{path} is missing') from e
     except (ValueError, OverflowError, MemoryError) as e: raise BadInput(f'{path} is not a readable table: {str(e).splitlines()[0]}') from e
 
-# %% ../../nbs/acts/10_store.ipynb #3db17f58
+# %% ../../nbs/acts/10_store.ipynb #59fd4d4a
 def cut_spans(
     spans:list,         # of (first row, row after the last)
     starts:np.ndarray,  # the first row of each shard, and the number of all rows
@@ -409,7 +409,7 @@ def cut_spans(
             a,at,s = a+m,at+m,s+1
     return [(s,sorted(todo[s])) for s in sorted(todo)]
 
-# %% ../../nbs/acts/10_store.ipynb #200ccb39
+# %% ../../nbs/acts/10_store.ipynb #9b2aca18
 def read_cuts(
     jobs:list,   # (place of a tensor of shape (n, d), [(first row there, first row in the result, how many)])
     out:Tensor,  # the result, contiguous, (rows, d)
@@ -423,6 +423,14 @@ def read_cuts(
         for f,(place,cuts) in zip(files,jobs):
             for lo,to,m in cuts: read_rows(f, place, lo, raw[to:to+m])
 
+def announce(
+    jobs:list, # as for reading
+):
+    "Ask the system to fetch stretches of files while we do something else; it goes on after this returns."
+    if not hasattr(os,'posix_fadvise'): return
+    for place,cuts in jobs:
+        with _open(place) as f: _announce(f.fileno(), place, cuts)
+
 def _announce(fd, place, cuts):
     width = place.dtype.itemsize*place.shape[1]
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
@@ -432,7 +440,7 @@ def _open(place):
     try: return open(place.path,'rb',buffering=0)
     except FileNotFoundError as e: raise NotFound(f'{place.path} is missing') from e
 
-# %% ../../nbs/acts/10_store.ipynb #7add0046
+# %% ../../nbs/acts/10_store.ipynb #3f118a26
 class Shards:
     "The files of a store as one table of rows."
     def __init__(self,
@@ -462,9 +470,11 @@ class Shards:
         cols = [np.array(_mapped(self.places(s)[name]))+(e['first'] if shift else 0) for s,e in enumerate(self.shards) if name in self.places(s)]
         return np.concatenate(cols) if cols and len(cols)==len(self.shards) else None
 
+    def _jobs(self, spans): return [(self.places(s)[f'acts/{self._site}'],cuts) for s,cuts in cut_spans(spans, self.starts)]
+    def announce(self, spans:list): announce(self._jobs(spans)) # these will be read soon
     def read(self, spans:list, out:Tensor)->Tensor: # stretches of rows, copied; (rows, d_in)
         "Copy stretches of rows, one after the other, opening each shard once."
-        jobs = [(self.places(s)[f'acts/{self._site}'],cuts) for s,cuts in cut_spans(spans, self.starts)]
+        jobs = self._jobs(spans)
         for i in range(0,len(jobs),64): read_cuts(jobs[i:i+64], out) # no more open files than a system allows
         return out
 
@@ -477,7 +487,7 @@ class Shards:
             out[at] = (t.view(place.view) if place.view else t).to(out.dtype)
         return out
 
-# %% ../../nbs/acts/10_store.ipynb #d715ca56
+# %% ../../nbs/acts/10_store.ipynb #4797dfae
 @lru_cache(4096)
 def _places_of(path, sha): return tensor_places(path)
 @lru_cache(512)
@@ -493,7 +503,7 @@ def _unfinished(path, partial):
     if not n: raise BadInput(f'{path} is unfinished and holds no rows yet')
     return dict(dtype=head['meta']['dtype'], sites=next(s['d_in'] for s in shards if s['rows']), n_rows=n, meta=head['meta'], shards=shards, items=[dict(file='items.csv', rows=len(read_items(path/'items.csv')))])
 
-# %% ../../nbs/acts/10_store.ipynb #eafeff5a
+# %% ../../nbs/acts/10_store.ipynb #2e0987de
 class ActStore:
     "`n` rows of `d_in` activations on disk, and the item each came from."
     def __init__(self,
@@ -550,6 +560,10 @@ class ActStore:
         if self.index is None: return self.files.read(spans, out)
         return self.files.gather(np.concatenate([self.index[a:b] for a,b in spans]), out) if spans else out
 
+    def announce(self, spans:list): # of (first row, row after the last) that will be read soon
+        "Have the system fetch stretches of rows from the disk in the meantime."
+        if self.index is None: self.files.announce(spans)
+
     def __getitem__(self,
         rows, # a slice, a list of positions, or an array of them
     )->Tensor: # float32, (n, d_in)
@@ -580,7 +594,7 @@ class ActStore:
         "Read all of it and compare with what was written; raises `BadInput` naming every file and row that differs."
         if bad := find_damage(self.path): raise BadInput(f'{len(bad)} things are wrong with {self.path}: '+'; '.join(bad[:20]))
 
-# %% ../../nbs/acts/10_store.ipynb #8405189f
+# %% ../../nbs/acts/10_store.ipynb #d6c8d452
 def store_stats(
     store:ActStore, # whole, or some of its rows
 )->Stats:
@@ -590,7 +604,7 @@ def store_stats(
     def one(x): return {k.split('/')[0]:v for k,v in shard_tensors(Rows({'x':x}, torch.zeros(len(x)), torch.zeros(len(x)))).items()}
     return sum_stats([one(x) for x in store.batches()], len(store), dropped)
 
-# %% ../../nbs/acts/10_store.ipynb #42fc275a
+# %% ../../nbs/acts/10_store.ipynb #43c9af59
 def concat(
     stores:list,   # of ActStore, whole, with the same sites and dtype
     out:str|Path,  # a new folder
@@ -618,7 +632,7 @@ def _link(src, dst):
     except OSError: copyfile(src, dst)
     return dst.name
 
-# %% ../../nbs/acts/10_store.ipynb #4ee83645
+# %% ../../nbs/acts/10_store.ipynb #57be04fd
 def find_damage(
     path:str|Path, # a store's folder
 )->list:           # sentences; empty when all is well
@@ -655,7 +669,7 @@ def _shard_damage(f, s, man, row, n_items):
     out += say((item<0)|(item>=n_items), 'names an item that the table does not have')
     return out or ([] if sha256(f)==s['sha256'] else [f'{f} has changed since it was written, outside of its rows ({rows}): its hash differs'])
 
-# %% ../../nbs/acts/10_store.ipynb #2a32f866
+# %% ../../nbs/acts/10_store.ipynb #c55514a0
 def store_rows(
     path:str|Path,               # a folder
     acts:Tensor|dict,            # (n, d_in), or site -> (n, d_in)

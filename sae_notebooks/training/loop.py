@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rate', 'drop_parallel', 'aux_loss', 'train_step', 'train']
 
-# %% ../../nbs/training/20_loop.ipynb #a206b4e0
+# %% ../../nbs/training/20_loop.ipynb #fd98a6f3
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ..core.files import BadInput, fingerprint, make_folder, progress_bar
 from ..saes.base import SAE, fold_scale, geometric_median, load_sae, make_sae, save_sae, unit_atoms
 from .checkpoint import load_state, optim_tensors, restore_optim, save_state
 
-# %% ../../nbs/training/20_loop.ipynb #0d3d28a4
+# %% ../../nbs/training/20_loop.ipynb #f5b41299
 @dataclass
 class TrainConfig:
     "How to train. Together with the SAE's `cfg` and the data this decides every bit of the result."
@@ -38,7 +38,7 @@ class TrainConfig:
     checkpoint_every:int=200   # steps
     log_every:int=20           # steps
 
-# %% ../../nbs/training/20_loop.ipynb #c8401dcf
+# %% ../../nbs/training/20_loop.ipynb #61663e29
 def learning_rate(
     step:int,       # from 0
     d_sae:int,      # number of features
@@ -51,7 +51,7 @@ def learning_rate(
     rise,fall = (step+1)/(warmup+1),(cfg.steps-step)/(cfg.decay*cfg.steps+1e-9)
     return (cfg.lr or rules[cfg.lr_rule])*min(1., rise, fall)
 
-# %% ../../nbs/training/20_loop.ipynb #c1f826cf
+# %% ../../nbs/training/20_loop.ipynb #29a4e97e
 @torch.no_grad()
 def drop_parallel(
     sae:SAE, # with gradients
@@ -59,7 +59,7 @@ def drop_parallel(
     "Remove from each atom's gradient its part along the atom."
     if (g:=sae.W_dec.grad) is not None: g.sub_((g*sae.W_dec).sum(1,keepdim=True)*sae.W_dec)
 
-# %% ../../nbs/training/20_loop.ipynb #0ba9d63f
+# %% ../../nbs/training/20_loop.ipynb #003e5feb
 def aux_loss(
     sae:SAE,       # whose dead features are asked
     x:Tensor,      # inputs, (n, d_in)
@@ -76,7 +76,7 @@ def aux_loss(
     guess = torch.zeros_like(z).scatter(1, idx, val)@sae.W_dec[who]
     return ((guess-resid).square().mean()/(resid-resid.mean(0)).square().mean().clamp_min(1e-12)).nan_to_num(0.)
 
-# %% ../../nbs/training/20_loop.ipynb #cb18b302
+# %% ../../nbs/training/20_loop.ipynb #285de757
 class _Run:
     def __init__(self, store, sae, cfg, device):
         self.cfg,self.step,self.history = cfg,0,[]
@@ -101,7 +101,7 @@ class _Run:
         restore_optim(self.sae, self.opt, tensors)
         self.idle.copy_(tensors['idle']); self.step,self.history = meta['step'],meta['history']
 
-# %% ../../nbs/training/20_loop.ipynb #cb9ec494
+# %% ../../nbs/training/20_loop.ipynb #ad8ec6f4
 def train_step(
     run:_Run, # the state of a run
     x:Tensor, # one batch, scaled, (n, d_in)
@@ -121,7 +121,7 @@ def train_step(
     run.step += 1
     return dict(loss=loss.detach(), recons=recons.detach(), codes=codes, dead=dead)
 
-# %% ../../nbs/training/20_loop.ipynb #26c35314
+# %% ../../nbs/training/20_loop.ipynb #e0be2c9f
 def _log(run, x, out):
     fve = 1-(x-out['recons']).square().sum()/(x-x.mean(0)).square().sum()
     row = dict(step=run.step, loss=out['loss'].item(), fve=fve.item(), l0=out['codes'].val.numel()/len(x), dead=out['dead'].sum().item())
@@ -134,7 +134,7 @@ def _key(store, sae, cfg):
     settings = {k:v for k,v in asdict(cfg).items() if k not in ('checkpoint_every',)}
     return fingerprint([sae.cfg, settings, what])
 
-# %% ../../nbs/training/20_loop.ipynb #d6788074
+# %% ../../nbs/training/20_loop.ipynb #c0dcc903
 def train(
     store,                     # an ActStore, or a tensor (n, d_in)
     sae:SAE|str,               # a fresh SAE, or an architecture's name with d_sae and its options in sae_options
@@ -155,7 +155,7 @@ def train(
     if out and (out/'cfg.json').is_file(): return _finished(out, key)
     run,ckpt = _Run(store, sae, cfg, device),out and out/'checkpoint.safetensors'
     if ckpt and ckpt.is_file(): run.resume(ckpt, key)
-    data = Shuffled(store, cfg.batch_size, cfg.seed)
+    data = Shuffled(store, cfg.batch_size, cfg.seed, ahead=torch.device(device).type=='cuda')
     with progress_bar(show=progress, total=cfg.steps, initial=run.step, unit='step', desc=f'train {sae.architecture}') as bar:
         while run.step<cfg.steps:
             x = data[run.step].to(device)/run.scale
@@ -165,7 +165,7 @@ def train(
             bar.update()
     return _finish(run, out, ckpt, key, store)
 
-# %% ../../nbs/training/20_loop.ipynb #6b5b4585
+# %% ../../nbs/training/20_loop.ipynb #03587acc
 def _finish(run, out, ckpt, key, store):
     sae,history = run.sae.cpu().eval(),pd.DataFrame(run.history)
     if hasattr(sae,'calibrate'): sae.calibrate(run.sample)
@@ -177,7 +177,7 @@ def _finish(run, out, ckpt, key, store):
     sae.history = history
     return sae
 
-# %% ../../nbs/training/20_loop.ipynb #156ed912
+# %% ../../nbs/training/20_loop.ipynb #a47043ac
 def _finished(out, key):
     from sae_notebooks.core.files import read_json
     if read_json(out/'cfg.json').get('metadata',{}).get('key')!=key: raise BadInput(f'{out} already holds an SAE trained with other settings or data: name another folder')
