@@ -9,7 +9,7 @@ __all__ = ['FORMAT', 'VERSION', 'Place', 'tensor_places', 'map_tensors', 'read_r
            'read_manifest', 'write_items', 'read_items', 'cut_spans', 'read_cuts', 'announce', 'Shards', 'ActStore',
            'store_stats', 'concat', 'find_damage', 'store_rows']
 
-# %% ../../nbs/acts/10_store.ipynb #d34646e5
+# %% ../../nbs/acts/10_store.ipynb #79dd0832
 import hashlib
 import json
 import os
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..core.files import BadInput, NotFound, atomic, fingerprint, inside, made_by, make_folder, read_json, sha256, write_json
 
-# %% ../../nbs/acts/10_store.ipynb #2be45e83
+# %% ../../nbs/acts/10_store.ipynb #7d39c9fd
 _types = dict(F64=(np.float64,None), F32=(np.float32,None), F16=(np.float16,None), BF16=(np.int16,torch.bfloat16), I64=(np.int64,None), I32=(np.int32,None))
 
 @dataclass
@@ -58,7 +58,7 @@ def _place(path, start, size, dtype, shape, data_offsets):
     if start+b>size: raise ValueError(f'{size} bytes, {start+b} are needed')
     return Place(path, np.dtype(np_type), view, tuple(shape), start+a)
 
-# %% ../../nbs/acts/10_store.ipynb #590d0719
+# %% ../../nbs/acts/10_store.ipynb #aec80dbb
 def map_tensors(
     path:str|Path, # a safetensors file
 )->dict:           # name -> (array, torch dtype to view it as, or None)
@@ -79,7 +79,7 @@ def read_rows(
         if not (n:=f.readinto(want)): raise BadInput(f'{place.path} ended {len(want)} bytes too early: it was cut short while being read')
         want = want[n:]
 
-# %% ../../nbs/acts/10_store.ipynb #be1e4151
+# %% ../../nbs/acts/10_store.ipynb #0a632fc9
 @dataclass
 class Rows:
     "Activations of the same positions at one or several sites, and where they are from."
@@ -97,7 +97,7 @@ def cat_rows(
     "One after the other."
     return Rows({k:torch.cat([p.acts[k] for p in parts]) for k in parts[0].acts}, torch.cat([p.item for p in parts]), torch.cat([p.pos for p in parts]), None if parts[0].token is None else torch.cat([p.token for p in parts]))
 
-# %% ../../nbs/acts/10_store.ipynb #b6744380
+# %% ../../nbs/acts/10_store.ipynb #ef2a5a93
 def finite_rows(
     acts:Tensor, # (n, d)
 )->Tensor:       # bool (n,)
@@ -106,7 +106,7 @@ def finite_rows(
     if not ok.all(): ok[~ok] = torch.isfinite(acts[~ok]).all(1) # large numbers may add up to infinity
     return ok
 
-# %% ../../nbs/acts/10_store.ipynb #32c4e237
+# %% ../../nbs/acts/10_store.ipynb #a879c9e6
 def check_finite(
     rows:Rows,      # as they will be stored
     names=str,      # item number -> what to call it
@@ -119,7 +119,7 @@ def check_finite(
     site = next(k for k,a in rows.acts.items() if not torch.isfinite(a[i]).all())
     return ok,f'activations of item {names(rows.item[i].item())} at position {rows.pos[i].item()} of {site} are NaN, infinite or too large for {dtype} ({(~ok).sum().item()} rows of this batch); bfloat16 and float32 hold larger numbers'
 
-# %% ../../nbs/acts/10_store.ipynb #93266dcc
+# %% ../../nbs/acts/10_store.ipynb #df28a750
 _per_octave,_lowest,_n_bins = 32,-24,2048
 
 def length_counts(
@@ -138,7 +138,7 @@ def count_percentile(
     if not c[-1]: return float('nan')
     return 2.**(_lowest+(torch.searchsorted(c, max(1,int(np.ceil(q/100*c[-1].item())))).item()+.5)/_per_octave)
 
-# %% ../../nbs/acts/10_store.ipynb #e447b20f
+# %% ../../nbs/acts/10_store.ipynb #675b08f3
 @dataclass
 class Stats:
     "What is known about the rows of a store without reading them."
@@ -159,7 +159,7 @@ def sum_stats(
     counts = sum(p['lengths'].long() for p in parts)
     return Stats(n, mean, sq**.5, sq-mean.square().sum().item(), {q:count_percentile(counts,q) for q in (1,5,25,50,75,95,99)}, dropped)
 
-# %% ../../nbs/acts/10_store.ipynb #a8ae7052
+# %% ../../nbs/acts/10_store.ipynb #fe12d55f
 def row_sums(
     acts:Tensor, # as stored, (n, d)
 )->Tensor:       # int64 (n,)
@@ -168,7 +168,7 @@ def row_sums(
     word = next(w for n,w in ((8,torch.int64),(4,torch.int32),(2,torch.int16)) if width%n==0)
     return acts.contiguous().view(word).sum(1, dtype=torch.int64)
 
-# %% ../../nbs/acts/10_store.ipynb #e25b7093
+# %% ../../nbs/acts/10_store.ipynb #0c699d8d
 def row_moments(
     acts:Tensor, # as stored, (n, d)
 )->tuple:        # (float64 (d,) sum of the rows, float64 (n,) their lengths)
@@ -176,7 +176,7 @@ def row_moments(
     parts = [(x.sum(0).double(),torch.linalg.vecdot(x,x).double().sqrt()) for x in (a.float() for a in acts.split(1024))]
     return sum((s for s,_ in parts), torch.zeros(acts.shape[1],dtype=torch.float64)),torch.cat([n for _,n in parts]) if parts else torch.zeros(0,dtype=torch.float64)
 
-# %% ../../nbs/acts/10_store.ipynb #84187068
+# %% ../../nbs/acts/10_store.ipynb #b6b9be87
 def shard_tensors(
     rows:Rows,           # finite, in the dtype to store
     first_item:int=0,    # taken off the item numbers: a shard counts from its own first item
@@ -188,7 +188,7 @@ def shard_tensors(
         out |= {f'acts/{site}':a.contiguous(), f'check/{site}':row_sums(a), f'sum/{site}':total, f'square/{site}':lengths.square().sum(0,keepdim=True), f'lengths/{site}':length_counts(lengths)}
     return out
 
-# %% ../../nbs/acts/10_store.ipynb #47501d64
+# %% ../../nbs/acts/10_store.ipynb #cab3dc59
 FORMAT,VERSION = 'sae_notebooks.ActStore',2
 
 def read_journal(
@@ -204,7 +204,7 @@ def read_journal(
             elif isinstance(rec,dict) and type(rec.get('shard')) is int: done[rec['shard']] = rec
     return head,done
 
-# %% ../../nbs/acts/10_store.ipynb #ea619b28
+# %% ../../nbs/acts/10_store.ipynb #1dc51bb7
 def _add_line(path, obj):
     "One more line of a journal, on the disk before we return; a torn line of an earlier run is closed first."
     torn = path.is_file() and path.stat().st_size and path.read_bytes()[-1:]!=b'\n'
@@ -221,7 +221,7 @@ def _different(path, was, now):
     diff = [k for k in {**was,**now} if was.get(k)!=now.get(k) and k not in ('device','source')]
     if diff: raise BadInput(f'{path} already holds a store with another {", ".join(diff)}: name another folder, or remove this one')
 
-# %% ../../nbs/acts/10_store.ipynb #5a5a462f
+# %% ../../nbs/acts/10_store.ipynb #9eb2f9da
 def shard_sums(
     path:str|Path, # a store's folder
     shards:list,   # records of shards
@@ -244,7 +244,7 @@ def stats_table(
     def table(s): return dict(mean=[plain(v) for v in s.mean.tolist()], scale=plain(s.scale), variance=plain(s.variance), lengths={str(q):plain(v) for q,v in s.lengths.items()}, dropped=dropped)
     return {k:table(sum_stats(shard_sums(path, shards, k), n, dropped)) for k in sites}
 
-# %% ../../nbs/acts/10_store.ipynb #57d610b1
+# %% ../../nbs/acts/10_store.ipynb #d7debbcd
 def whole_manifest(
     path:str|Path,      # of the store, for messages
     meta:dict,          # what the rows are
@@ -263,7 +263,7 @@ def whole_manifest(
     sites = next(done[i]['d_in'] for i in own if done[i]['rows'])
     return dict(format=FORMAT, version=VERSION, dtype=meta['dtype'], sites=sites, n_rows=sum(s['rows'] for s in shards+new), meta=meta, stats=stats_table(path, sites, shards+new), items=tables+[table], made_by=made_by(), shards=shards+new)
 
-# %% ../../nbs/acts/10_store.ipynb #93440ebd
+# %% ../../nbs/acts/10_store.ipynb #602349bd
 class StoreWriter:
     "Fill a store shard by shard; what earlier runs with the same `meta` finished is kept."
     def __init__(self,
@@ -348,7 +348,7 @@ class StoreWriter:
             for f in self.path.glob('progress-*.jsonl'): f.unlink()
         return ActStore(self.path)
 
-# %% ../../nbs/acts/10_store.ipynb #8a833dc0
+# %% ../../nbs/acts/10_store.ipynb #c5201fe7
 _fields = dict(file=str, rows=int, bytes=int, sha256=str, first=int, skipped=list, dropped=int)
 
 def read_manifest(
@@ -377,7 +377,7 @@ def _check_record(s, i, path, need):
     need(all(isinstance(k,list) and len(k)==2 and type(k[0]) is int for k in s['skipped']), f'skipped of shard {i} is no list of pairs')
     if s['file'] is not None: inside(path.parent, s['file'])
 
-# %% ../../nbs/acts/10_store.ipynb #f7b23249
+# %% ../../nbs/acts/10_store.ipynb #bb372445
 def write_items(
     path:str|Path,      # where
     items:pd.DataFrame, # one line an item
@@ -394,7 +394,7 @@ def read_items(
     except FileNotFoundError as e: raise NotFound(f'{path} is missing') from e
     except (ValueError, OverflowError, MemoryError) as e: raise BadInput(f'{path} is not a readable table: {str(e).splitlines()[0]}') from e
 
-# %% ../../nbs/acts/10_store.ipynb #59fd4d4a
+# %% ../../nbs/acts/10_store.ipynb #bb5d5500
 def cut_spans(
     spans:list,         # of (first row, row after the last)
     starts:np.ndarray,  # the first row of each shard, and the number of all rows
@@ -409,7 +409,7 @@ def cut_spans(
             a,at,s = a+m,at+m,s+1
     return [(s,sorted(todo[s])) for s in sorted(todo)]
 
-# %% ../../nbs/acts/10_store.ipynb #9b2aca18
+# %% ../../nbs/acts/10_store.ipynb #5fd19c49
 def read_cuts(
     jobs:list,   # (place of a tensor of shape (n, d), [(first row there, first row in the result, how many)])
     out:Tensor,  # the result, contiguous, (rows, d)
@@ -440,7 +440,7 @@ def _open(place):
     try: return open(place.path,'rb',buffering=0)
     except FileNotFoundError as e: raise NotFound(f'{place.path} is missing') from e
 
-# %% ../../nbs/acts/10_store.ipynb #3f118a26
+# %% ../../nbs/acts/10_store.ipynb #12190d63
 class Shards:
     "The files of a store as one table of rows."
     def __init__(self,
@@ -457,6 +457,7 @@ class Shards:
         f,rows = self.path/s['file'],f'rows {self.starts[i]} to {self.starts[i+1]-1}'
         if not f.is_file(): raise NotFound(f'{f} is missing: it held {rows}; restore it, or run the same extraction again')
         if (n:=f.stat().st_size)!=s['bytes']: raise BadInput(f'{f} has {n} bytes, {s["bytes"]} were written: it was cut short or replaced; it held {rows}')
+        if s['rows']*self.d_in*getattr(torch,self.man['dtype']).itemsize>n: raise BadInput(f'{self.path}/store.json claims {s["rows"]} rows of {self.d_in} for {f.name}, which has {n} bytes: the manifest was damaged or is not ours') # before anything of that size is asked for
 
     def places(self, s:int)->dict: # name -> Place, of shard s
         "Where the tensors of a shard lie. Raises `BadInput` when they are not those of the manifest."
@@ -487,7 +488,7 @@ class Shards:
             out[at] = (t.view(place.view) if place.view else t).to(out.dtype)
         return out
 
-# %% ../../nbs/acts/10_store.ipynb #4797dfae
+# %% ../../nbs/acts/10_store.ipynb #1c4f073e
 @lru_cache(4096)
 def _places_of(path, sha): return tensor_places(path)
 @lru_cache(512)
@@ -503,7 +504,7 @@ def _unfinished(path, partial):
     if not n: raise BadInput(f'{path} is unfinished and holds no rows yet')
     return dict(dtype=head['meta']['dtype'], sites=next(s['d_in'] for s in shards if s['rows']), n_rows=n, meta=head['meta'], shards=shards, items=[dict(file='items.csv', rows=len(read_items(path/'items.csv')))])
 
-# %% ../../nbs/acts/10_store.ipynb #2e0987de
+# %% ../../nbs/acts/10_store.ipynb #55b7bac1
 class ActStore:
     "`n` rows of `d_in` activations on disk, and the item each came from."
     def __init__(self,
@@ -594,7 +595,7 @@ class ActStore:
         "Read all of it and compare with what was written; raises `BadInput` naming every file and row that differs."
         if bad := find_damage(self.path): raise BadInput(f'{len(bad)} things are wrong with {self.path}: '+'; '.join(bad[:20]))
 
-# %% ../../nbs/acts/10_store.ipynb #d6c8d452
+# %% ../../nbs/acts/10_store.ipynb #8b4ac0a1
 def store_stats(
     store:ActStore, # whole, or some of its rows
 )->Stats:
@@ -604,7 +605,7 @@ def store_stats(
     def one(x): return {k.split('/')[0]:v for k,v in shard_tensors(Rows({'x':x}, torch.zeros(len(x)), torch.zeros(len(x)))).items()}
     return sum_stats([one(x) for x in store.batches()], len(store), dropped)
 
-# %% ../../nbs/acts/10_store.ipynb #43c9af59
+# %% ../../nbs/acts/10_store.ipynb #5278d920
 def concat(
     stores:list,   # of ActStore, whole, with the same sites and dtype
     out:str|Path,  # a new folder
@@ -632,7 +633,7 @@ def _link(src, dst):
     except OSError: copyfile(src, dst)
     return dst.name
 
-# %% ../../nbs/acts/10_store.ipynb #57be04fd
+# %% ../../nbs/acts/10_store.ipynb #3821dd96
 def find_damage(
     path:str|Path, # a store's folder
 )->list:           # sentences; empty when all is well
@@ -669,7 +670,7 @@ def _shard_damage(f, s, man, row, n_items):
     out += say((item<0)|(item>=n_items), 'names an item that the table does not have')
     return out or ([] if sha256(f)==s['sha256'] else [f'{f} has changed since it was written, outside of its rows ({rows}): its hash differs'])
 
-# %% ../../nbs/acts/10_store.ipynb #c55514a0
+# %% ../../nbs/acts/10_store.ipynb #2e427a7a
 def store_rows(
     path:str|Path,               # a folder
     acts:Tensor|dict,            # (n, d_in), or site -> (n, d_in)

@@ -6,7 +6,7 @@
 __all__ = ['BadInput', 'NotFound', 'make_folder', 'atomic', 'write_json', 'read_json', 'inside', 'sha256', 'fingerprint',
            'made_by', 'progress_bar']
 
-# %% ../../nbs/core/05_files.ipynb #ccf39b0d
+# %% ../../nbs/core/05_files.ipynb #7a7f39f3
 import hashlib
 import json
 import os
@@ -14,7 +14,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../../nbs/core/05_files.ipynb #eb9f7d9c
+# %% ../../nbs/core/05_files.ipynb #5855b017
 class BadInput(ValueError):
     "Something given cannot be used: the message says what was given, what was expected and what to do."
 
@@ -22,7 +22,7 @@ class NotFound(FileNotFoundError):
     "A file or folder that was named is not there: the message says where it was looked for."
     def __str__(self): return str(self.args[0]) if self.args else ''
 
-# %% ../../nbs/core/05_files.ipynb #8aba1c53
+# %% ../../nbs/core/05_files.ipynb #9648d3a5
 def make_folder(
     path:str|Path, # a folder to write into
 )->Path:           # the same, existing
@@ -34,7 +34,7 @@ def make_folder(
     except OSError as e: raise BadInput(f'cannot write to {path} ({e.strerror}): name a folder that you may write to') from e
     return path
 
-# %% ../../nbs/core/05_files.ipynb #f2a361ed
+# %% ../../nbs/core/05_files.ipynb #33df9177
 @contextmanager
 def atomic(
     path:str|Path, # the file to make or replace
@@ -48,7 +48,7 @@ def atomic(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../../nbs/core/05_files.ipynb #75a27cf9
+# %% ../../nbs/core/05_files.ipynb #97c5a8d6
 def write_json(
     path:str|Path, # where
     obj,           # dicts, lists, strings, numbers
@@ -56,7 +56,7 @@ def write_json(
     "Write `obj` as readable JSON, atomically."
     with atomic(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)+'\n', encoding='utf-8')
 
-# %% ../../nbs/core/05_files.ipynb #50084c1d
+# %% ../../nbs/core/05_files.ipynb #e7b884a8
 def read_json(
     path:str|Path, # a JSON file
 ):
@@ -65,17 +65,19 @@ def read_json(
     except FileNotFoundError as e: raise NotFound(f'no file {path}') from e
     except ValueError as e: raise BadInput(f'{path} is not valid JSON ({e}): it was damaged or is not ours') from e
 
-# %% ../../nbs/core/05_files.ipynb #0238ad7a
+# %% ../../nbs/core/05_files.ipynb #4e5563dc
 def inside(
     root:str|Path, # the folder that files may be in
     name:str,      # a relative name from a manifest or table
 )->Path:           # the path of name in root
     "`root/name`, refused with `BadInput` when it would lie outside `root`."
     p = Path(root)/name
-    if not p.resolve().is_relative_to(Path(root).resolve()): raise BadInput(f'{name!r} points outside {root}: refused')
+    try: within = p.resolve().is_relative_to(Path(root).resolve())
+    except (ValueError, OSError) as e: raise BadInput(f'{name!r} is no name of a file: {e}') from e
+    if not within: raise BadInput(f'{name!r} points outside {root}: refused')
     return p
 
-# %% ../../nbs/core/05_files.ipynb #22c10bdd
+# %% ../../nbs/core/05_files.ipynb #d9696fb8
 def sha256(
     path:str|Path, # a file
 )->str:            # 64 hexadecimal digits
@@ -87,7 +89,7 @@ def _digest(f):
     while b:=f.read(1<<20): h.update(b)
     return h.hexdigest()
 
-# %% ../../nbs/core/05_files.ipynb #ea8eb0b1
+# %% ../../nbs/core/05_files.ipynb #2b15e9d7
 def fingerprint(
     obj, # anything JSON can hold
 )->str:  # 16 hexadecimal digits
@@ -101,7 +103,7 @@ def made_by()->dict: # library -> version
         except PackageNotFoundError: return 'not installed'
     return {name:of(name) for name in ('sae_notebooks','torch')}
 
-# %% ../../nbs/core/05_files.ipynb #2ffbccc0
+# %% ../../nbs/core/05_files.ipynb #5633143f
 def progress_bar(
     *args,          # an iterable, if there is one
     show:bool=True, # False: no bar, whatever the environment says
