@@ -96,11 +96,13 @@ assert ended(forked(d))==2'''
 
 def test_two_processes_write_what_one_writes(tmp_path):
     script = tmp_path/'s.py'
-    script.write_text(EXTRACT.replace('Path(sys.argv[1])','Path(sys.argv[1])')+"store = run(d); print(os.environ.get('RANK'), len(store))")
+    script.write_text(EXTRACT+"store = run(d); Path(sys.argv[2],os.environ['RANK']).write_text(str(len(store)))") # a shared pipe would mix two processes' lines
     python(EXTRACT+"run(d)", tmp_path/'one')
-    run = lambda n,out: subprocess.run([sys.executable,'-m','torch.distributed.run','--standalone','--nproc-per-node',str(n),script,out], cwd=root, env=ENV, text=True, capture_output=True, timeout=600)
-    r = run(2, tmp_path/'two')
-    assert r.returncode==0 and '0 120' in r.stdout and '1 120' in r.stdout, r.stdout+r.stderr[-3000:]
+    (said:=tmp_path/'said').mkdir()
+    r = subprocess.run([sys.executable,'-m','torch.distributed.run','--standalone','--nproc-per-node','2',script,tmp_path/'two',said],
+                       cwd=root, env=ENV, text=True, capture_output=True, timeout=600)
+    assert r.returncode==0, r.stdout+r.stderr[-3000:]
+    assert {p.name:p.read_text() for p in said.iterdir()}=={'0':'120','1':'120'}
     assert content(tmp_path/'two')==content(tmp_path/'one')
 
 # --- from outside ----------------------------------------------------------------------------------------------------
