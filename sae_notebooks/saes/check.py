@@ -6,7 +6,7 @@
 __all__ = ['keeps_disk', 'keeps_scale', 'keeps_norms', 'keeps_rows_apart', 'keeps_l0', 'reaches_all', 'gradient_is_true',
            'reads_seed', 'keeps_bits', 'check']
 
-# %% ../../nbs/saes/15_check.ipynb #79aee506
+# %% ../../nbs/saes/15_check.ipynb #a19ae6de
 import copy
 import tempfile
 from pathlib import Path
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..core.codes import Codes
 from ..core.files import BadInput
-from .base import SAE, fold_norms, fold_scale, load_sae, make_sae, save_sae, sound
+from .base import SAE, fold_norms, fold_scale, load_sae, make_sae, save_sae, sound, unit_atoms
 
-# %% ../../nbs/saes/15_check.ipynb #2645a8a4
+# %% ../../nbs/saes/15_check.ipynb #1b5f9840
 def _close(a, b, what, tol=1e-4):
     scale = max(b.abs().max().item(), 1e-12)
     off = (a-b).abs().max().item()/scale
@@ -33,7 +33,7 @@ def _shake(sae, x): # biases that are zero hide a fold that forgets them
 
 def _dense(codes): return codes.to_dense() if isinstance(codes, Codes) else codes
 
-# %% ../../nbs/saes/15_check.ipynb #2eeaf4c5
+# %% ../../nbs/saes/15_check.ipynb #a810b150
 @torch.no_grad()
 def keeps_disk(
     sae:SAE,  # in evaluation mode
@@ -45,7 +45,7 @@ def keeps_disk(
         back = load_sae(d, strict=False)
     assert torch.equal(back.encode(x), sae.encode(x)) and torch.equal(back(x), sae(x)), 'the saved SAE answers differently'
 
-# %% ../../nbs/saes/15_check.ipynb #be7a4c09
+# %% ../../nbs/saes/15_check.ipynb #82eedc7f
 @torch.no_grad()
 def keeps_scale(
     sae:SAE,  # in evaluation mode
@@ -57,7 +57,7 @@ def keeps_scale(
     _close(sae(x*7)/7, want, 'folding the scale changed the reconstruction')
     assert ((sae.encode(x*7)>0)==(f>0)).float().mean()>.999, 'folding the scale changed which features are on'
 
-# %% ../../nbs/saes/15_check.ipynb #fe394398
+# %% ../../nbs/saes/15_check.ipynb #7c7aa7e6
 @torch.no_grad()
 def keeps_norms(
     sae:SAE,  # in evaluation mode
@@ -65,13 +65,13 @@ def keeps_norms(
 ):
     "Atoms made longer, then folded back to length one, change nothing."
     if not sae.norms_fold: return
-    if not hasattr(sae,'threshold') and 'k' in sae.cfg: sae.W_dec.mul_(2.) # features are compared: one length for all
+    if not hasattr(sae,'threshold') and 'k' in sae.cfg: unit_atoms(sae).W_dec.mul_(2.) # features are compared: one length for all
     else: sae.W_dec.mul_(.5+torch.rand(sae.d_sae,1, generator=torch.Generator().manual_seed(0)).to(sae.W_dec))
     want = _shake(sae,x)(x)
     _close(fold_norms(sae)(x), want, 'folding the lengths of the atoms changed the reconstruction')
     _close(sae.W_dec.norm(dim=1), torch.ones_like(sae.b_enc), 'atoms are not of length one after folding')
 
-# %% ../../nbs/saes/15_check.ipynb #693342b5
+# %% ../../nbs/saes/15_check.ipynb #645fb566
 @torch.no_grad()
 def keeps_rows_apart(
     sae:SAE,  # in evaluation mode
@@ -80,7 +80,7 @@ def keeps_rows_apart(
     "In use a row's features do not depend on the rows beside it."
     _close(torch.cat([sae.encode(r) for r in x[:8].split(1)]), sae.encode(x)[:8], 'a row alone has other features than the same row in a batch')
 
-# %% ../../nbs/saes/15_check.ipynb #ed6c3727
+# %% ../../nbs/saes/15_check.ipynb #ac7f15fa
 @torch.no_grad()
 def keeps_l0(
     sae:SAE,  # with its threshold set
@@ -90,7 +90,7 @@ def keeps_l0(
     use,train = (sae.eval().encode(x)!=0).sum().item()/len(x),(_dense(sae.train_codes(x))!=0).sum().item()/len(x)
     assert abs(use-train)<=max(.5, .25*train), f'{train:.1f} features are on in training, {use:.1f} in use: is the threshold set?'
 
-# %% ../../nbs/saes/15_check.ipynb #d6e6a179
+# %% ../../nbs/saes/15_check.ipynb #1bbea1ce
 def reaches_all(
     sae:SAE,       # in training mode
     x:Tensor,      # (n, d_in)
@@ -107,9 +107,9 @@ def reaches_all(
             total[n] = total.get(n,0.)+(0. if g is None else g.abs().sum().item())
     assert not (dry:=[n for n,s in total.items() if s==0]), f'no loss reaches {dry}'
     f = fit.codes
-    _close(fit.recons.detach(), (_dense(f).detach()@sae.W_dec+sae.b_dec).detach(), 'the reconstruction is not that of the features')
+    _close(fit.recons.detach(), sae.restore(_dense(f).detach()@sae.W_dec+sae.b_dec, x).detach(), 'the reconstruction is not that of the features')
 
-# %% ../../nbs/saes/15_check.ipynb #477d0a7e
+# %% ../../nbs/saes/15_check.ipynb #bd66667c
 def gradient_is_true(
     sae:SAE,     # in training mode
     x:Tensor,    # (n, d_in)
@@ -123,7 +123,7 @@ def gradient_is_true(
     for (n,_),a,b in zip(sae.named_parameters(), grads(short), grads(long)):
         if a is not None: _close(a, b, f'the gradient at {n} is not that of dense autograd', 1e-3)
 
-# %% ../../nbs/saes/15_check.ipynb #ce682dc4
+# %% ../../nbs/saes/15_check.ipynb #f2b524c1
 def reads_seed(
     sae:SAE, # any
 ):
@@ -132,14 +132,14 @@ def reads_seed(
     assert torch.equal(again(0), again(0)), 'the same seed gives different weights'
     assert not torch.equal(again(0), again(1)), 'the seed is not read'
 
-# %% ../../nbs/saes/15_check.ipynb #8b8269c6
+# %% ../../nbs/saes/15_check.ipynb #21641e96
 def _steps(sae, x, n, opt=None, labels=None):
     opt = opt or torch.optim.Adam(sae.parameters(), lr=1e-3)
     for i in range(n):
         opt.zero_grad(); sae.losses(x, labels=labels).loss.backward(); opt.step()
     return opt
 
-# %% ../../nbs/saes/15_check.ipynb #7b89637b
+# %% ../../nbs/saes/15_check.ipynb #73516927
 def keeps_bits(
     sae:SAE,     # in training mode
     x:Tensor,    # (n, d_in)
@@ -157,7 +157,7 @@ def keeps_bits(
     _steps(back,x,2,new,labels)
     assert same(one,back), 'a resumed run ends on other bits: some state is not in the state_dict'
 
-# %% ../../nbs/saes/15_check.ipynb #af9ccb8b
+# %% ../../nbs/saes/15_check.ipynb #c1370fa8
 def check(
     sae:SAE,             # any architecture
     x:Tensor,            # rows to try it on, some hundreds, at its scale, (n, d_in)
