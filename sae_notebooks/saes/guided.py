@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['protocols', 'concept_loss', 'GuidedSAE', 'standardise', 'reserved']
 
-# %% ../../nbs/saes/70_guided.ipynb #3f5377f8
+# %% ../../nbs/saes/70_guided.ipynb #c061d2b4
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..core.files import BadInput
 from .base import SAE, Fit, register
 from .select import row_codes, topk_rows
 
-# %% ../../nbs/saes/70_guided.ipynb #8b8eb8e0
+# %% ../../nbs/saes/70_guided.ipynb #1a7ac6a7
 def concept_loss(
     pre:Tensor,       # pre_acts of the reserved features, or features in [0,1] with `post`, (n, n_concepts)
     labels:Tensor,    # 1 yes, 0 no, -1 unknown, (n, n_concepts)
@@ -32,18 +32,18 @@ def concept_loss(
     total = (bce*known).sum()/len(pre)
     return total if reduce=='sum' else total/pre.shape[1]
 
-# %% ../../nbs/saes/70_guided.ipynb #08b127c8
+# %% ../../nbs/saes/70_guided.ipynb #8d8c4e79
 protocols = dict(
-    ours  = dict(activation='relu', normalise='none', unit_norm=True, relative=False),
-    paper = dict(activation='sigmoid', normalise='layer', unit_norm=False, relative=True), # Measuring and Guiding Monosemanticity, section 4, and its code
+    ours  = dict(activation='relu', normalise='none', unit_norm=True, relative=False, exempt=True),
+    paper = dict(activation='sigmoid', normalise='layer', unit_norm=False, relative=True, exempt=False), # Measuring and Guiding Monosemanticity, section 4, and its code
 )
 
-# %% ../../nbs/saes/70_guided.ipynb #676aecc9
+# %% ../../nbs/saes/70_guided.ipynb #4d08de57
 @register
 class GuidedSAE(SAE):
     "TopK with its first features reserved for labelled concepts (Härle et al. 2025, G-SAE)."
     architecture = 'guided'
-    defaults = dict(k=32, n_concepts=1, protocol='ours', bce_on='pre', reduce='sum', weight=1., pos_weight=1., exempt=False, activation=None, normalise=None, unit_norm=None, relative=None)
+    defaults = dict(k=32, n_concepts=1, protocol='ours', bce_on='pre', reduce='sum', weight=1., pos_weight=1., exempt=None, activation=None, normalise=None, unit_norm=None, relative=None)
 
     def __init__(self,
         d_in:int,   # width of the activations
@@ -93,8 +93,7 @@ class GuidedSAE(SAE):
         val,idx = self.chosen(pre)
         return row_codes(self.act(val), idx, self.d_sae)
     def choose(self, xc):
-        codes = row_codes(*self.chosen(F.linear(xc, self.enc, self.b_enc)), self.d_sae, drop=False)
-        return codes
+        return row_codes(*self.chosen(F.linear(xc, self.enc, self.b_enc)), self.d_sae, drop=False)
     def value(self, pre, codes): return self.act(pre)
 
     def recon_loss(self, x, codes, metric=None):
@@ -110,7 +109,7 @@ class GuidedSAE(SAE):
         fit.terms['guide'] = c['weight']*concept_loss(pre, labels, c['bce_on']=='post', c['reduce'], c['pos_weight'])
         return fit
 
-# %% ../../nbs/saes/70_guided.ipynb #9e4add4a
+# %% ../../nbs/saes/70_guided.ipynb #ed775e07
 def standardise(
     x:Tensor, # (n, d_in)
 )->tuple:     # standardised, mean, std of each row

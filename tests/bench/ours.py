@@ -18,7 +18,7 @@ class TopK(Adapter):
             self.run = Run(x, self.sae, TrainConfig(steps=10**6, lr=self.cfg['lr'], warmup=0, decay=0., scale=False, clip=1e9))
         train_step(self.run, x)
     @torch.no_grad()
-    def recon(self, x): return self.sae.decode(self.sae.choose(self.sae.centred(x)))
+    def recon(self, x): return self.sae.decode(self.sae.train_codes(x))
 
 
 class BatchTopK(TopK): name,kind,arch = 'ours_batchtopk','batchtopk','batchtopk'

@@ -1,0 +1,74 @@
+"Files we write, opened by the other libraries' own code, and theirs by ours: the same features. Needs their environments, see CONTRIBUTING: SAE_NOTEBOOKS_PEERS names the folder."
+import json,os,subprocess,sys
+from pathlib import Path
+import pytest,torch
+from sae_notebooks.core.synthetic import plant
+from sae_notebooks.saes.base import make_sae
+from sae_notebooks.saes.interop import read_sae, save_as
+
+peers = os.environ.get('SAE_NOTEBOOKS_PEERS')
+pytestmark = pytest.mark.skipif(not peers, reason='set SAE_NOTEBOOKS_PEERS to a folder with the environments of sae-lens, dictionary-learning and eai-sparsify')
+
+OPEN = dict(saelens=('sae-lens', 'from sae_lens import SAE; s=SAE.load_from_disk(p); enc=s.encode; out=lambda x: s.decode(s.encode(x))'),
+    dictionary_learning=('dictionary-learning', '''import json, torch
+from dictionary_learning.dictionary import AutoEncoder,GatedAutoEncoder,JumpReluAutoEncoder
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
+c = globals()[json.load(open(p+"/config.json"))["trainer"]["dict_class"]]
+s = c.from_pretrained(p+"/ae.pt", **(dict(normalize_decoder=False) if c is AutoEncoder else {})); enc=s.encode; out=s.forward'''),
+    sparsify=('eai-sparsify', '''from sparsify import SparseCoder
+s=SparseCoder.load_from_disk(p)
+def enc(x):
+    o=s.encode(x); f=torch.zeros(len(x),s.num_latents); return f.scatter(1,o.top_indices,o.top_acts)
+out=lambda x: s(x).sae_out'''))
+
+MAKE = dict(saelens=('sae-lens', {'standard':'from sae_lens import StandardTrainingSAE as C,StandardTrainingSAEConfig as K; s=C(K(d_in=32,d_sae=64))',
+    'topk':'from sae_lens import TopKTrainingSAE as C,TopKTrainingSAEConfig as K; s=C(K(d_in=32,d_sae=64,k=4))',
+    'jumprelu':'from sae_lens import JumpReLUTrainingSAE as C,JumpReLUTrainingSAEConfig as K; s=C(K(d_in=32,d_sae=64,jumprelu_init_threshold=.3))',
+    'batchtopk':'from sae_lens import BatchTopKTrainingSAE as C,BatchTopKTrainingSAEConfig as K; s=C(K(d_in=32,d_sae=64,k=4.))\ns.topk_threshold.fill_(.6)',
+    'gated':'from sae_lens import GatedTrainingSAE as C,GatedTrainingSAEConfig as K; s=C(K(d_in=32,d_sae=64))'}, '''
+for q in s.parameters(): q.data += .1*torch.randn(q.shape, generator=g)
+if hasattr(s,'log_threshold'): s.log_threshold.data.clamp_(-3,0)
+s.save_inference_model(p)
+from sae_lens import SAE; s=SAE.load_from_disk(p); enc=s.encode; out=lambda x: s.decode(s.encode(x))'''),
+    sparsify=('eai-sparsify', {'topk':'from sparsify import SparseCoder,SparseCoderConfig; s=SparseCoder(32,SparseCoderConfig(num_latents=64,k=4))'}, '''
+for q in s.parameters(): q.data += .1*torch.randn(q.shape, generator=g)
+s.save_to_disk(p)
+def enc(x):
+    o=s.encode(x); f=torch.zeros(len(x),s.num_latents); return f.scatter(1,o.top_indices,o.top_acts)
+out=lambda x: s(x).sae_out'''))
+
+def there(venv, code, p, x):
+    "Run code in a peer's environment and bring back its features and reconstructions"
+    torch.save(x, p/'x.pt')
+    script = f'import sys,torch\np={str(p)!r}; x=torch.load(p+"/x.pt"); g=torch.Generator().manual_seed(5)\nwith torch.no_grad():\n'
+    script += '\n'.join('    '+l for l in (code+'\nf=enc(x); y=out(x)\ntorch.save((f.detach().cpu(),y.detach().cpu()), p+"/out.pt")').splitlines())
+    r = subprocess.run([f'{peers}/v_{venv}/bin/python','-c',script], capture_output=True, text=True, timeout=600, env=dict(os.environ, WANDB_MODE='disabled', HF_HUB_OFFLINE='1'))
+    assert r.returncode==0, r.stderr[-2500:]
+    return torch.load(p/'out.pt')
+
+def some(arch):
+    s = make_sae(arch, d_in=32, d_sae=64, **dict(topk=dict(k=4), batchtopk=dict(k=4), matryoshka=dict(k=4), jumprelu=dict(threshold=.9)).get(arch,{}))
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for n,p in s.named_parameters():
+            if p.ndim==1 and n!='threshold': p.normal_(0,.1, generator=g)
+    return (s.calibrate(rows()) if hasattr(s,'calibrate') else s).eval()
+rows = lambda: plant().sample(256, seed=0)[0]
+cases = [(l,a) for l,archs in dict(saelens=('relu','topk','batchtopk','matryoshka','jumprelu','gated'), dictionary_learning=('relu','topk','batchtopk','matryoshka','jumprelu','gated'), sparsify=('topk',)).items() for a in archs]
+
+@pytest.mark.parametrize('layout,arch', cases)
+def test_ours_in_theirs(layout, arch, tmp_path):
+    s,x = some(arch),rows()
+    save_as(s, tmp_path, layout)
+    f,y = there(*OPEN[layout], tmp_path, x)
+    assert torch.allclose(f, s.encode(x), atol=1e-5) and torch.allclose(y, s(x), atol=1e-5)
+
+@pytest.mark.parametrize('layout,arch', [(l,a) for l,(_,m,_) in MAKE.items() for a in m])
+def test_theirs_in_ours(layout, arch, tmp_path):
+    venv,make,rest = MAKE[layout]
+    f,y = there(venv, make[arch]+rest, tmp_path, x:=rows())
+    s = read_sae(tmp_path)
+    assert torch.allclose(s.encode(x), f, atol=1e-5) and torch.allclose(s(x), y, atol=1e-5)
+    assert 0<(f>0).float().mean()<.9
