@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Order', 'room_for', 'Shuffled', 'clumping']
 
-# %% ../../nbs/acts/12_stream.ipynb #61d64ec5
+# %% ../../nbs/acts/12_stream.ipynb #a4300ce1
 import mmap
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.files import BadInput
 
-# %% ../../nbs/acts/12_stream.ipynb #241be00c
+# %% ../../nbs/acts/12_stream.ipynb #727f91fd
 class Order:
     "A seeded order of `n` rows for each epoch: blocks anywhere, rows anywhere in a window of blocks."
     def __init__(self,
@@ -61,7 +61,7 @@ class Order:
             out.append((w, int(max(lo,starts[w])-starts[w]), int(min(hi,starts[w+1])-starts[w])))
         return out
 
-# %% ../../nbs/acts/12_stream.ipynb #6496f626
+# %% ../../nbs/acts/12_stream.ipynb #cab6b242
 def room_for(
     n:int,             # rows
     d:int,             # numbers in each
@@ -74,7 +74,7 @@ def room_for(
         except OSError: pass # a kernel without them
     return torch.frombuffer(m, dtype=dtype, count=n*d).view(n, d)
 
-# %% ../../nbs/acts/12_stream.ipynb #ecf28849
+# %% ../../nbs/acts/12_stream.ipynb #a22661ab
 class Shuffled:
     "Endless shuffled batches of a store; batch `step` depends on the store, the sizes, the seed and the step alone."
     def __init__(self,
@@ -84,9 +84,12 @@ class Shuffled:
         window_mb:float=160, # memory for the window
         block_kb:float=256,  # read from the disk in one go
         ahead:bool=False,    # prepare the next batch in a thread: for consumers on a GPU
+        part:tuple=(0,1),    # which part of each batch, of how many: for several processes
     ):
         if len(store)<1: raise BadInput('cannot draw batches from an empty store')
         if size<1: raise BadInput(f'a batch needs at least one row, not {size}')
+        if min(size,len(store))<part[1]: raise BadInput(f'a batch of {min(size,len(store))} rows cannot be shared by {part[1]} processes')
+        self.part = part
         self.store,self.size,self.disk,self.ahead = store,min(size,len(store)),hasattr(store,'read'),ahead
         row = store.d_in*store.dtype.itemsize if self.disk else 1
         window = max(int(window_mb*2**20)//row, self.size) if self.disk else len(store)
@@ -103,7 +106,8 @@ class Shuffled:
 
     def _cuts(self, step):
         epoch,i = divmod(step, self.per_epoch)
-        return epoch,self.order.cut(epoch, i*self.size, (i+1)*self.size)
+        r,of = self.part
+        return epoch,self.order.cut(epoch, i*self.size+r*self.size//of, i*self.size+(r+1)*self.size//of)
 
     def _window(self, epoch, w):
         "The rows of a window as they were read, and the order in which they are used."
@@ -118,7 +122,7 @@ class Shuffled:
     def _make(self, step):
         epoch,cuts = self._cuts(step)
         if not self.disk: return self.store[self.rows(step)].float()
-        out,to = torch.empty(self.size, self.store.d_in),0
+        out,to = torch.empty(sum(b-a for _,a,b in cuts), self.store.d_in),0
         for w,a,b in cuts:
             x,places = self._window(epoch,w)
             own = torch.from_numpy(np.sort(places[a:b])) # within a batch no order is better than another, and this one is kind to the memory
@@ -133,7 +137,7 @@ class Shuffled:
         self._next = {step+1:self._pool.submit(self._make, step+1)}
         return out
 
-# %% ../../nbs/acts/12_stream.ipynb #8b47806f
+# %% ../../nbs/acts/12_stream.ipynb #f0efc48f
 def clumping(
     stream:Shuffled,   # whose batches are looked at
     groups:np.ndarray, # a group for each row of the store, (n,)

@@ -6,8 +6,8 @@
 __all__ = ['Codes', 'dense_to_codes', 'flat_to_codes', 'cat_codes', 'slice_codes', 'row_dots', 'turn', 'feature_sums',
            'sparse_decode']
 
-# %% ../../nbs/core/30_codes.ipynb #202fef2c
-from dataclasses import dataclass
+# %% ../../nbs/core/30_codes.ipynb #98bc1cc8
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .files import BadInput
 
-# %% ../../nbs/core/30_codes.ipynb #5662edaf
+# %% ../../nbs/core/30_codes.ipynb #11b9f62d
 @dataclass
 class Codes:
     "Sparse `feature_acts`, in compressed sparse rows."
@@ -23,20 +23,21 @@ class Codes:
     idx:Tensor     # feature of each entry, (nnz,) int64
     val:Tensor     # its activation, (nnz,)
     d_sae:int      # number of features, the width of the dense matrix
+    known:dict = field(default_factory=dict, repr=False) # what was computed of the places, shared by codes that differ in values alone
 
     def __len__(self): return len(self.row_ptr)-1
-    def with_val(self, val:Tensor)->'Codes': return _same_places(Codes(self.row_ptr, self.idx, val, self.d_sae), self)
+    def with_val(self, val:Tensor)->'Codes': return Codes(self.row_ptr, self.idx, val, self.d_sae, self.known) # other values at the same places
     def __repr__(self): return f'Codes: {len(self)} rows, {self.d_sae} features, L0 {self.val.numel()/max(len(self),1):.1f}'
     @property
     def rows(self)->Tensor: # (nnz,)
-        if getattr(self,'_rows',None) is None: self._rows = torch.repeat_interleave(torch.arange(len(self), device=self.idx.device), self.row_ptr.diff(), output_size=len(self.idx))
-        return self._rows
+        if 'rows' not in self.known: self.known['rows'] = torch.repeat_interleave(torch.arange(len(self), device=self.idx.device), self.row_ptr.diff(), output_size=len(self.idx))
+        return self.known['rows']
     def to_dense(self)->Tensor: return self.val.new_zeros(len(self), self.d_sae).index_put((self.rows, self.idx), self.val) # (n, d_sae)
     def to(self, *a, **kw)->'Codes': return Codes(self.row_ptr.to(*a,**_nodtype(kw)), self.idx.to(*a,**_nodtype(kw)), self.val.to(*a,**kw), self.d_sae)
 
 def _nodtype(kw): return {k:v for k,v in kw.items() if k!='dtype'}
 
-# %% ../../nbs/core/30_codes.ipynb #5df2b600
+# %% ../../nbs/core/30_codes.ipynb #6a897e9b
 def dense_to_codes(
     feature_acts:Tensor, # (n, d_sae)
 )->Codes:
@@ -46,7 +47,7 @@ def dense_to_codes(
     row_ptr = F.pad(torch.bincount(r, minlength=len(feature_acts)).cumsum(0), (1,0))
     return Codes(row_ptr, c, feature_acts[r,c], feature_acts.shape[1])
 
-# %% ../../nbs/core/30_codes.ipynb #df75a6fd
+# %% ../../nbs/core/30_codes.ipynb #b760bb0a
 def flat_to_codes(
     flat:Tensor,      # positions in the flattened (n, d_sae) matrix, any order, (nnz,)
     val:Tensor,       # values there, (nnz,)
@@ -58,7 +59,7 @@ def flat_to_codes(
     row_ptr = torch.searchsorted(flat, torch.arange(n+1, device=flat.device)*d_sae)
     return Codes(row_ptr, flat%d_sae, val[order], d_sae)
 
-# %% ../../nbs/core/30_codes.ipynb #0f970b1d
+# %% ../../nbs/core/30_codes.ipynb #39c56fa2
 def cat_codes(
     batches:list, # Codes of the same width
 )->Codes:
@@ -67,7 +68,7 @@ def cat_codes(
     ptr = torch.cat([b.row_ptr[:-1]+e for b,e in zip(batches,ends)]+[batches[0].row_ptr.new_tensor([ends[-1]])])
     return Codes(ptr, torch.cat([b.idx for b in batches]), torch.cat([b.val for b in batches]), batches[0].d_sae)
 
-# %% ../../nbs/core/30_codes.ipynb #4495fca0
+# %% ../../nbs/core/30_codes.ipynb #be29346f
 def slice_codes(
     codes:Codes, # (n, d_sae)
     lo:int,      # first row
@@ -77,14 +78,10 @@ def slice_codes(
     a,b = codes.row_ptr[lo].item(),codes.row_ptr[hi].item()
     return Codes(codes.row_ptr[lo:hi+1]-a, codes.idx[a:b], codes.val[a:b], codes.d_sae)
 
-# %% ../../nbs/core/30_codes.ipynb #fb4fd65b
+# %% ../../nbs/core/30_codes.ipynb #75ae15b4
 def _bag(idx, W, ptr, val): return F.embedding_bag(idx, W.detach(), ptr, mode='sum', per_sample_weights=val.detach(), include_last_offset=True)
 
-def _same_places(new, old): # the quarter turn depends on the places alone
-    new.turned,new._rows = getattr(old,'turned',None),getattr(old,'_rows',None)
-    return new
-
-# %% ../../nbs/core/30_codes.ipynb #96e82c75
+# %% ../../nbs/core/30_codes.ipynb #fef1dad4
 def row_dots(
     a:Tensor,    # one vector for each row, (n, d)
     W:Tensor,    # one vector for each feature, (d_sae, d)
@@ -93,18 +90,18 @@ def row_dots(
     "The dot product of `a[row]` and `W[feature]` for each entry, without gathering either: `embedding_bag`'s own gradient."
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(a.contiguous(), W, codes.idx, codes.row_ptr[:-1], codes.rows, 0)
 
-# %% ../../nbs/core/30_codes.ipynb #19b93c92
+# %% ../../nbs/core/30_codes.ipynb #f7cd83aa
 def turn(
     codes:Codes, # (n, d_sae)
 )->tuple:        # where each feature begins, (d_sae+1,); the row of each entry, (nnz,); the entry's place in codes, (nnz,)
     "The entries by feature instead of by row. Computed once for one set of places."
-    if getattr(codes,'turned',None) is None:
+    if 'turned' not in codes.known:
         idx,order = codes.idx.int().sort(stable=True)
         ptr = torch.searchsorted(idx, torch.arange(codes.d_sae+1, device=idx.device, dtype=torch.int32))
-        codes.turned = ptr,codes.rows[order],order
-    return codes.turned
+        codes.known['turned'] = ptr,codes.rows[order],order
+    return codes.known['turned']
 
-# %% ../../nbs/core/30_codes.ipynb #681bd99a
+# %% ../../nbs/core/30_codes.ipynb #2cbe6ba1
 def feature_sums(
     codes:Codes, # whose places count, (n, d_sae)
     val:Tensor,  # a weight for each entry, (nnz,)
@@ -114,7 +111,7 @@ def feature_sums(
     ptr,rows,order = turn(codes)
     return _bag(rows, x.contiguous(), ptr, val[order])
 
-# %% ../../nbs/core/30_codes.ipynb #efad9877
+# %% ../../nbs/core/30_codes.ipynb #53fba9c6
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, val, W_dec, codes):
@@ -127,7 +124,7 @@ class _Decode(torch.autograd.Function):
         return (row_dots(g, W_dec, ctx.codes) if ctx.needs_input_grad[0] else None,
                 feature_sums(ctx.codes, val, g) if ctx.needs_input_grad[1] else None, None)
 
-# %% ../../nbs/core/30_codes.ipynb #0000722b
+# %% ../../nbs/core/30_codes.ipynb #9e281888
 def sparse_decode(
     codes:Codes,  # (n, d_sae)
     W_dec:Tensor, # dictionary, (d_sae, d_in)

@@ -6,14 +6,14 @@
 __all__ = ['group_of', 'topk_rows', 'above_floor', 'batch_topk', 'round_off', 'exact', 'topk_screened', 'row_codes',
            'batch_topk_screened', 'topk_rounded', 'batch_topk_rounded', 'screening_pays']
 
-# %% ../../nbs/saes/20_select.ipynb #701e70f6
+# %% ../../nbs/saes/20_select.ipynb #cccbacdd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.codes import Codes, row_dots
 
-# %% ../../nbs/saes/20_select.ipynb #8496e760
+# %% ../../nbs/saes/20_select.ipynb #a877ba4f
 def group_of(
     d_sae:int, # width of a row
     k:int,     # how many are wanted
@@ -24,7 +24,7 @@ def group_of(
 def _maxima(z, g): return z.view(len(z), g, -1).amax(1)  # members of group j: j, j+d_sae/g, j+2*d_sae/g …
 def _members(grp, g, d_sae): return (grp[:,None,:]+torch.arange(g, device=grp.device)[None,:,None]*(d_sae//g)).flatten(1)
 
-# %% ../../nbs/saes/20_select.ipynb #21302b1e
+# %% ../../nbs/saes/20_select.ipynb #950c4bdf
 def topk_rows(
     z:Tensor,         # (n, d_sae)
     k:int,            # how many
@@ -37,7 +37,7 @@ def topk_rows(
     val,at = z.gather(1, idx).topk(k, dim=1, sorted=sorted)
     return val,idx.gather(1, at)
 
-# %% ../../nbs/saes/20_select.ipynb #bc7d34a3
+# %% ../../nbs/saes/20_select.ipynb #8ec17fce
 def above_floor(
     z:Tensor,     # (n, d_sae)
     floor:float,  # candidates are larger
@@ -50,7 +50,7 @@ def above_floor(
     flat = (rows*d+grp)[:,None]+torch.arange(g, device=z.device)*(d//g)
     return flat[z.view(-1)[flat]>floor]
 
-# %% ../../nbs/saes/20_select.ipynb #d00a3272
+# %% ../../nbs/saes/20_select.ipynb #36ea8d71
 def batch_topk(
     z:Tensor,        # (n, d_sae)
     n_on:int,        # how many of the batch
@@ -61,7 +61,7 @@ def batch_topk(
     if floor>0 and len(flat)<n_on: flat = above_floor(z, 0.)
     return flat if len(flat)<=n_on else flat[z.view(-1)[flat].topk(n_on, sorted=False).indices.sort().values]
 
-# %% ../../nbs/saes/20_select.ipynb #c0a03d9c
+# %% ../../nbs/saes/20_select.ipynb #c73dba91
 def round_off(
     xc:Tensor,    # inputs less b_dec, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -77,7 +77,7 @@ def round_off(
 
 _ULP = 2**-8 # largest relative error of rounding to bfloat16
 
-# %% ../../nbs/saes/20_select.ipynb #8a87769a
+# %% ../../nbs/saes/20_select.ipynb #8f35e052
 def exact(
     xc:Tensor,    # (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -87,10 +87,9 @@ def exact(
     rows:Tensor|None=None, # the row of each, where known, (nnz,)
 )->Tensor:        # (nnz,)
     "Pre-activations at full precision of the given features alone."
-    codes = Codes(ptr, idx, idx, len(enc)); codes._rows = rows
-    return row_dots(xc, enc, codes)+b_enc[idx]
+    return row_dots(xc, enc, Codes(ptr, idx, idx, len(enc), {} if rows is None else dict(rows=rows)))+b_enc[idx]
 
-# %% ../../nbs/saes/20_select.ipynb #823f387c
+# %% ../../nbs/saes/20_select.ipynb #7efe0f60
 def topk_screened(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -123,7 +122,7 @@ def _top_of(idx, ptr, rows, val, k, d):
     top,who = z.topk(k, dim=1, sorted=False)
     return row_codes(top, idx[(ptr[:-1,None]+who).clamp_max_(len(idx)-1)], d, drop=False)
 
-# %% ../../nbs/saes/20_select.ipynb #ade5e88a
+# %% ../../nbs/saes/20_select.ipynb #f79304db
 def row_codes(
     val:Tensor, # the same number in each row, (n, k)
     idx:Tensor, # their features, (n, k)
@@ -132,13 +131,12 @@ def row_codes(
 )->Codes:
     "`Codes` from as many candidates in each row. Without `drop` the sizes do not depend on the data, so nobody has to wait for them."
     if not drop:
-        codes = Codes(torch.arange(0, val.numel()+1, val.shape[1], device=val.device), idx.flatten(), val.flatten(), d_sae)
-        codes._rows = torch.arange(len(val), device=val.device).repeat_interleave(val.shape[1], output_size=val.numel())
-        return codes
+        rows = torch.arange(len(val), device=val.device)[:,None].expand_as(val).reshape(-1)
+        return Codes(torch.arange(0, val.numel()+1, val.shape[1], device=val.device), idx.flatten(), val.flatten(), d_sae, dict(rows=rows))
     on = val>0
     return Codes(F.pad(on.sum(1).cumsum(0), (1,0)), idx[on], val[on], d_sae)
 
-# %% ../../nbs/saes/20_select.ipynb #d21467b3
+# %% ../../nbs/saes/20_select.ipynb #dc4c9571
 def batch_topk_screened(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -164,10 +162,9 @@ def _largest(idx, ptr, rows, n_on, values, d):
     keep = (val>0).nonzero().squeeze(1)
     if len(keep)>n_on: keep = keep[val[keep].topk(n_on, sorted=False).indices.sort().values]
     on = torch.zeros(len(val)+1, dtype=torch.long, device=val.device).index_fill_(0, keep+1, 1)
-    codes = Codes(on.cumsum(0)[ptr], idx[keep], val[keep], d); codes._rows = rows[keep]
-    return codes
+    return Codes(on.cumsum(0)[ptr], idx[keep], val[keep], d, dict(rows=rows[keep]))
 
-# %% ../../nbs/saes/20_select.ipynb #1020df8d
+# %% ../../nbs/saes/20_select.ipynb #64dfcd82
 def topk_rounded(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -185,7 +182,7 @@ def topk_rounded(
     ptr = torch.searchsorted(rows, torch.arange(n+1, device=xc.device))
     return _top_of(idx, ptr, rows, exact(xc,enc,b_enc,idx,ptr,rows), k, d)
 
-# %% ../../nbs/saes/20_select.ipynb #3dcd0654
+# %% ../../nbs/saes/20_select.ipynb #07b0dc99
 def batch_topk_rounded(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -202,7 +199,7 @@ def batch_topk_rounded(
     if len(flat)>room: flat = flat[zt.view(-1)[flat].float().topk(room, sorted=False).indices.sort().values]
     return _largest(*_by_row(flat, n, d), n_on, lambda idx,ptr,rows: exact(xc,enc,b_enc,idx,ptr,rows), d)
 
-# %% ../../nbs/saes/20_select.ipynb #5c31ea29
+# %% ../../nbs/saes/20_select.ipynb #c6a1e1ec
 def screening_pays(
     device:torch.device, # where
     d_sae:int,           # number of features

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Run', 'train_step', 'evaluate', 'train']
 
-# %% ../../nbs/training/20_loop.ipynb #9cf17dd1
+# %% ../../nbs/training/20_loop.ipynb #07724ec0
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from ..core.files import BadInput, fingerprint, make_folder, progress_bar, read_
 from ..saes.base import SAE, Fit, fold_scale, geometric_median, load_sae, make_sae, save_sae, unit_atoms
 from ..saes.select import screening_pays
 from .checkpoint import load_state, optim_tensors, restore_optim, save_state
+from .group import find_group
 from .log import JsonLines
 from .rules import aux_loss, clip_in_optimiser, drop_parallel, follow, learning_rate, resample
 
-# %% ../../nbs/training/20_loop.ipynb #b5a11627
+# %% ../../nbs/training/20_loop.ipynb #ac16f361
 @dataclass
 class TrainConfig:
     "How to train. Together with the SAE's `cfg` and the data this decides every bit of the result."
@@ -54,7 +55,7 @@ class TrainConfig:
         if not 0<=self.average<1 or not self.clip>0: raise BadInput('average must lie in [0,1) and clip above 0')
         self.betas = tuple(self.betas)
 
-# %% ../../nbs/training/20_loop.ipynb #7c5c3935
+# %% ../../nbs/training/20_loop.ipynb #80ef7d25
 class Run:
     "Everything that changes while training: weights, optimiser, counters, history."
     def __init__(self,
@@ -63,7 +64,9 @@ class Run:
         cfg:TrainConfig, # how to train
         device='cpu',    # where
         metric=None,     # what an error counts
+        group=None,      # processes that share the work; None: alone
     ):
+        self.group = group or find_group()
         self.cfg,self.step,self.history,self.metric,self.best,self.stale = cfg,0,[],metric,-np.inf,0
         sample = store[np.linspace(0, len(store)-1, min(len(store),4096)).astype(int)].float().cpu()
         self.scale = sample.double().square().sum(1).mean().sqrt().item() if cfg.scale else 1.
@@ -73,7 +76,9 @@ class Run:
         if hasattr(sae,'start'): sae.start(self.sample)
         else:
             with torch.no_grad(): sae.b_dec.copy_(geometric_median(self.sample))
-        self.sae,self.device = sae.train().to(device),torch.device(device)
+        self.full = sae
+        sae = self.group.wrap(sae.to(device)).train().to(device)
+        self.sae,self.device = sae,torch.device(device)
         sae.search = {'auto':'auto','exact':'screened' if screening_pays(device, sae.d_sae, sae.cfg.get('k',sae.d_sae)) else 'float32','float32':'float32','bfloat16':'auto'}[cfg.precision]
         self.opt = torch.optim.Adam(sae.parameters(), lr=torch.tensor(0.) if self.device.type=='cuda' else 0., betas=cfg.betas, fused=True)
         self.idle = torch.zeros(sae.d_sae, dtype=torch.int64, device=device) # rows since each feature last fired
@@ -95,7 +100,7 @@ class Run:
         self.idle.copy_(tensors['idle'])
         self.step,self.history,self.best,self.stale = meta['step'],meta['history'],meta['best'],meta['stale']
 
-# %% ../../nbs/training/20_loop.ipynb #dc6c78e1
+# %% ../../nbs/training/20_loop.ipynb #56e4c405
 def train_step(
     run:Run, # the state of a run
     x:Tensor, # one batch, scaled, (n, d_in)
@@ -105,22 +110,23 @@ def train_step(
     sae,cfg = run.sae,run.cfg
     ramp = min(1., (run.step+1)/cfg.sparsity_warmup) if cfg.sparsity_warmup else 1.
     with torch.autocast(run.device.type, torch.bfloat16, enabled=cfg.precision=='bfloat16'): fit = sae.losses(x, run.metric, ramp, labels)
-    dead = run.idle>=run.dead_after if run.step*len(x)>=run.dead_after else None
-    if cfg.aux and dead is not None: fit.terms['aux'] = cfg.aux*aux_loss(sae, x, fit.recons, dead)
+    dead = run.idle>=run.dead_after if run.step*len(x)*run.group.part[1]>=run.dead_after else None
+    if cfg.aux and dead is not None: fit.terms['aux'] = cfg.aux*aux_loss(sae, x, fit.recons, dead, run.group.mean)
     run.opt.zero_grad(); fit.loss.backward()
+    run.group.sum_grads(sae)
     if sae.unit_norm: drop_parallel(sae)
-    clip_in_optimiser(run.opt, cfg.clip)
+    clip_in_optimiser(run.opt, cfg.clip, run.group.sum_squares)
     _set_rate(run.opt, learning_rate(run.step, sae.d_sae, cfg))
     run.opt.step()
     if sae.unit_norm: unit_atoms(sae)
-    run.idle += len(x); run.idle.masked_fill_(fit.fired(), 0)
+    run.idle += len(x)*run.group.part[1]; run.idle.masked_fill_(run.group.fired(fit.fired()), 0)
     run.step += 1
     if cfg.resample_every and dead is not None and run.step%cfg.resample_every==0:
         resample(sae, run.opt, x, fit.recons.detach(), dead, seed=cfg.seed+run.step); run.idle.masked_fill_(dead, 0)
     if run.avg: follow(run.avg, sae, cfg.average)
     return fit
 
-# %% ../../nbs/training/20_loop.ipynb #7317af1a
+# %% ../../nbs/training/20_loop.ipynb #cfad852e
 def _set_rate(opt, lr):
     for g in opt.param_groups:
         if isinstance(g['lr'], Tensor): g['lr'].fill_(lr)
@@ -131,7 +137,7 @@ def _log(run, x, fit):
     parts = {k:v.item() for k,v in fit.terms.items()} if len(fit.terms)>1 else {}
     return dict(step=run.step, loss=fit.loss.item(), fve=fve.item(), l0=fit.l0, dead=(run.idle>=run.dead_after).sum().item(), **parts)
 
-# %% ../../nbs/training/20_loop.ipynb #4939ee0e
+# %% ../../nbs/training/20_loop.ipynb #ffa1a91b
 @torch.no_grad()
 def evaluate(
     sae:SAE,        # trained on x/scale
@@ -153,7 +159,7 @@ def evaluate(
     var = total-(sums.square().sum()/len(held_out)).item()
     return dict(fve=1-err/var if var>0 else float('nan'), l0=n_on/len(held_out), silent=(~fired).float().mean().item())
 
-# %% ../../nbs/training/20_loop.ipynb #4b1d171f
+# %% ../../nbs/training/20_loop.ipynb #bde380d6
 def _held(run, held_out, scores):
     sae = _result(run)
     row = {f'held_{k}':v for k,v in evaluate(sae, held_out, run.scale).items()}
@@ -166,13 +172,14 @@ def _held(run, held_out, scores):
 
 def _result(run):
     "A copy of the SAE as it would be if the run ended here."
-    sae = make_sae(**run.sae.cfg)
-    sae.load_state_dict(run.sae.state_dict())
-    if run.avg: sae.load_state_dict({**run.sae.state_dict(), **run.avg}); unit_atoms(sae) if sae.unit_norm else None
+    last = run.group.whole(run.sae)
+    sae = make_sae(**last.cfg)
+    sae.load_state_dict(last.state_dict())
+    if run.avg: sae.load_state_dict({**last.state_dict(), **run.avg}); unit_atoms(sae) if sae.unit_norm else None
     if hasattr(sae,'calibrate'): sae.calibrate(run.sample)
     return sae
 
-# %% ../../nbs/training/20_loop.ipynb #edfa3c2b
+# %% ../../nbs/training/20_loop.ipynb #64172257
 def train(
     store,                     # an ActStore, or a tensor (n, d_in)
     sae:SAE|str,               # a fresh SAE, or an architecture's name with d_sae and its options in sae_options
@@ -185,6 +192,7 @@ def train(
     labels:Tensor|None=None,   # for guided SAEs: a row for each row of the store, 1 yes, 0 no, -1 unknown, (n, n_concepts)
     metric=None,               # what an error counts, such as a LossMetric
     loggers:tuple=(),          # functions of a row of the log
+    shard:bool=False,          # under torchrun: share the dictionary instead of the rows
     **config,                  # fields of TrainConfig
 )->SAE:                        # trained, on raw activations; its history is a DataFrame
     "Train an SAE on the rows of a store. Raises `BadInput` for data or settings that cannot work."
@@ -196,21 +204,23 @@ def train(
     if labels is not None and len(labels)!=len(store): raise BadInput(f'{len(labels)} rows of labels for {len(store)} rows of activations')
     key,out = _key(store, sae, cfg, labels, metric, held_out),out and make_folder(out)
     if out and (out/'cfg.json').is_file(): return _finished(out, key)
-    run,ckpt = Run(store, sae, cfg, device, metric),out and out/'checkpoint.safetensors'
+    group = find_group(shard, device)
+    if shard and (cfg.average or cfg.aux or cfg.resample_every): raise BadInput('a sharded dictionary trains without average, aux and resample_every: set them to 0')
+    run,ckpt = Run(store, sae, cfg, device, metric, group),out and out/f'checkpoint{f"-{group.rank}" if shard and group.world>1 else ""}.safetensors'
     if ckpt and ckpt.is_file(): run.resume(ckpt, key)
-    loggers = [*loggers, *([JsonLines(out/'log.jsonl', run.history)] if out else [])]
-    data = Shuffled(store if isinstance(store,ActStore) else store, cfg.batch_size, cfg.seed, ahead=run.device.type=='cuda')
-    with progress_bar(show=progress, total=cfg.steps, initial=run.step, unit='step', desc=f'train {sae.architecture}') as bar:
+    loggers = [*loggers, *([JsonLines(out/'log.jsonl', run.history)] if out else [])] if group.rank==0 else []
+    data = Shuffled(store, cfg.batch_size, cfg.seed, ahead=run.device.type=='cuda', part=group.part)
+    with progress_bar(show=progress and group.rank==0, total=cfg.steps, initial=run.step, unit='step', desc=f'train {sae.architecture}') as bar:
         while run.step<cfg.steps and not (cfg.patience and run.stale>=cfg.patience):
             x = data[run.step].to(device, non_blocking=True)/run.scale
             fit = train_step(run, x, None if labels is None else labels[torch.from_numpy(data.rows(run.step))].to(device))
             if run.device.type=='cpu' or run.step%cfg.log_every==0: _stop_if_lost(run, fit, data, ckpt)
             _report(run, x, fit, held_out, scores, loggers, bar)
-            if ckpt and run.step%cfg.checkpoint_every==0: run.save(ckpt, key)
+            if ckpt and run.step%cfg.checkpoint_every==0 and (shard or group.rank==0): run.save(ckpt, key)
             bar.update()
     return _finish(run, out, ckpt, key, store)
 
-# %% ../../nbs/training/20_loop.ipynb #006043e0
+# %% ../../nbs/training/20_loop.ipynb #97503142
 def _report(run, x, fit, held_out, scores, loggers, bar):
     cfg,end = run.cfg,run.step==run.cfg.steps
     row = _log(run, x, fit) if run.step%cfg.log_every==0 or end else {}
@@ -233,13 +243,13 @@ def _key(store, sae, cfg, labels, metric, held_out):
 
 def _finish(run, out, ckpt, key, store):
     sae,history = fold_scale(_result(run).eval(), run.scale),pd.DataFrame(run.history)
-    if out:
+    if out and run.group.rank==0:
         history.to_csv(out/'history.csv', index=False)
         save_sae(sae, out, dict(key=key, train=asdict(run.cfg), scale=run.scale, store=getattr(store,'meta',None)))
-        ckpt.unlink(missing_ok=True)
-    run.sae.load_state_dict(sae.state_dict())
-    run.sae.cpu().eval().history = history
-    return run.sae
+    if out: ckpt.unlink(missing_ok=True)
+    run.full.cpu().load_state_dict(sae.state_dict())
+    run.full.eval().history = history
+    return run.full
 
 def _finished(out, key):
     if read_json(out/'cfg.json').get('metadata',{}).get('key')!=key: raise BadInput(f'{out} already holds an SAE trained with other settings or data: name another folder')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['lr_rules', 'learning_rate', 'drop_parallel', 'clip_in_optimiser', 'aux_loss', 'resample', 'follow']
 
-# %% ../../nbs/training/12_rules.ipynb #02635a9b
+# %% ../../nbs/training/12_rules.ipynb #f41a291d
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..core.files import BadInput
 from ..core.synthetic import stream
 from ..saes.base import SAE
 
-# %% ../../nbs/training/12_rules.ipynb #921b8cd4
+# %% ../../nbs/training/12_rules.ipynb #fce01003
 lr_rules = dict(
     code   = lambda d_sae: 2e-4*(2**14/d_sae)**.5,  # SAEs on vision-language models, published code; also sparsify's rule for Adam
     paper  = lambda d_sae: 16/(125*d_sae**.5),      # the same paper's text
@@ -34,7 +34,7 @@ def learning_rate(
     rise,fall = (step+1)/(warmup+1),(cfg.steps-step)/(cfg.decay*cfg.steps+1e-9)
     return (cfg.lr or lr_rules[cfg.lr_rule](d_sae))*min(1., rise, fall)
 
-# %% ../../nbs/training/12_rules.ipynb #7f0a44a3
+# %% ../../nbs/training/12_rules.ipynb #5fee13a6
 @torch.no_grad()
 def drop_parallel(
     sae:SAE, # with gradients
@@ -43,24 +43,26 @@ def drop_parallel(
     if sae.W_dec.grad is None: return
     for g,w in zip(sae.W_dec.grad.split(256), sae.W_dec.split(256)): g.addcmul_(torch.linalg.vecdot(g,w)[:,None], w, value=-1) # in pieces that stay in the cache
 
-# %% ../../nbs/training/12_rules.ipynb #b563b7fb
+# %% ../../nbs/training/12_rules.ipynb #0680d05d
 @torch.no_grad()
 def clip_in_optimiser(
     opt:torch.optim.Optimizer, # fused Adam, with gradients
     clip:float,                # largest length of all gradients together
+    gather=lambda t: t,        # squared lengths here -> those of all processes, (n_params,)
 )->Tensor:                     # their length, scalar
     "Have the next step use gradients of at most length `clip`, and skip it if they are not finite."
     grads = [p.grad for g in opt.param_groups for p in g['params'] if p.grad is not None]
-    norm = torch.stack(torch._foreach_norm(grads)).norm()
+    norm = gather(torch.stack(torch._foreach_norm(grads)).square()).sum().sqrt()
     opt.grad_scale,opt.found_inf = (norm/clip).clamp_min(1.).float(),(~norm.isfinite()).float()
     return norm
 
-# %% ../../nbs/training/12_rules.ipynb #b4af550e
+# %% ../../nbs/training/12_rules.ipynb #f0ccdfe9
 def aux_loss(
     sae:SAE,       # whose dead features are asked
     x:Tensor,      # inputs, (n, d_in)
     recons:Tensor, # what the living features make of them, (n, d_in)
     dead:Tensor,   # which features are dead, bool (d_sae,)
+    mean=lambda t: t, # over processes that share the batch
 )->Tensor:         # scalar
     "How badly the dead features explain the residual (Gao et al. 2024, appendix A.2)."
     who = dead.nonzero().squeeze(1)
@@ -70,9 +72,10 @@ def aux_loss(
     val,idx = z.topk(k, dim=1)
     resid = (x-recons).detach()
     guess = torch.zeros_like(z).scatter(1, idx, val)@sae.W_dec[who]
-    return ((guess-resid).square().mean()/(resid-resid.mean(0)).square().mean().clamp_min(1e-12)).nan_to_num(0.)
+    var = mean((resid-mean(resid.mean(0))).square().mean())
+    return ((guess-resid).square().mean()/var.clamp_min(1e-12)).nan_to_num(0.)
 
-# %% ../../nbs/training/12_rules.ipynb #0825b424
+# %% ../../nbs/training/12_rules.ipynb #c1d2d923
 @torch.no_grad()
 def resample(
     sae:SAE,                   # whose dead features start again
@@ -95,7 +98,7 @@ def resample(
             if k in opt.state[p]: opt.state[p][k][who] = 0
     return len(who)
 
-# %% ../../nbs/training/12_rules.ipynb #f4fb3d7c
+# %% ../../nbs/training/12_rules.ipynb #0666c766
 @torch.no_grad()
 def follow(
     avg:dict,    # name -> Tensor, changed in place
