@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['group_sizes', 'by_group', 'nested_recons', 'MatryoshkaSAE']
 
-# %% ../../nbs/saes/60_matryoshka.ipynb #f51b082f
+# %% ../../nbs/saes/60_matryoshka.ipynb #9137c96e
 import torch
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from ..core.files import BadInput
 from .base import register, squared
 from .topk import BatchTopKSAE
 
-# %% ../../nbs/saes/60_matryoshka.ipynb #1ee94e94
+# %% ../../nbs/saes/60_matryoshka.ipynb #07381eb2
 def group_sizes(
     d_sae:int,       # number of features
     fractions:tuple=(.0625,.125,.25,.5625), # of each group (SAEs on vision-language models, section 4)
@@ -24,7 +24,7 @@ def group_sizes(
     if not all(sizes) or sum(sizes)>=d_sae: raise BadInput(f'{d_sae} features are too few for groups of {fractions}')
     return sizes+[d_sae-sum(sizes)]
 
-# %% ../../nbs/saes/60_matryoshka.ipynb #801b0c95
+# %% ../../nbs/saes/60_matryoshka.ipynb #bd2381a6
 def by_group(
     codes:Codes, # (n, d_sae)
     sizes:list,  # of the groups
@@ -35,7 +35,7 @@ def by_group(
     key,order = (codes.rows*G+torch.bucketize(codes.idx, ends, right=True)).sort(stable=True)
     return Codes(torch.searchsorted(key, torch.arange(n*G+1, device=key.device)), codes.idx[order], codes.val[order], codes.d_sae)
 
-# %% ../../nbs/saes/60_matryoshka.ipynb #0df2bd98
+# %% ../../nbs/saes/60_matryoshka.ipynb #f9ebc830
 def nested_recons(
     codes,        # feature_acts, as Codes or dense, (n, d_sae)
     W_dec:Tensor, # (d_sae, d_in)
@@ -46,7 +46,7 @@ def nested_recons(
     else: parts = torch.stack([f@w for f,w in zip(codes.split(sizes,1), W_dec.split(sizes))], 1)
     return parts.cumsum(1)
 
-# %% ../../nbs/saes/60_matryoshka.ipynb #31896569
+# %% ../../nbs/saes/60_matryoshka.ipynb #4da628c5
 @register
 class MatryoshkaSAE(BatchTopKSAE):
     "BatchTopK with nested groups (Bussmann et al. 2025)."

@@ -6,14 +6,14 @@
 __all__ = ['group_of', 'topk_rows', 'above_floor', 'batch_topk', 'round_off', 'exact', 'topk_screened', 'row_codes',
            'batch_topk_screened', 'topk_rounded', 'batch_topk_rounded', 'screening_pays']
 
-# %% ../../nbs/saes/20_select.ipynb #cccbacdd
+# %% ../../nbs/saes/20_select.ipynb #e14b67a0
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.codes import Codes, row_dots
 
-# %% ../../nbs/saes/20_select.ipynb #a877ba4f
+# %% ../../nbs/saes/20_select.ipynb #b6fedd76
 def group_of(
     d_sae:int, # width of a row
     k:int,     # how many are wanted
@@ -24,7 +24,7 @@ def group_of(
 def _maxima(z, g): return z.view(len(z), g, -1).amax(1)  # members of group j: j, j+d_sae/g, j+2*d_sae/g …
 def _members(grp, g, d_sae): return (grp[:,None,:]+torch.arange(g, device=grp.device)[None,:,None]*(d_sae//g)).flatten(1)
 
-# %% ../../nbs/saes/20_select.ipynb #950c4bdf
+# %% ../../nbs/saes/20_select.ipynb #b0dcea31
 def topk_rows(
     z:Tensor,         # (n, d_sae)
     k:int,            # how many
@@ -37,7 +37,7 @@ def topk_rows(
     val,at = z.gather(1, idx).topk(k, dim=1, sorted=sorted)
     return val,idx.gather(1, at)
 
-# %% ../../nbs/saes/20_select.ipynb #8ec17fce
+# %% ../../nbs/saes/20_select.ipynb #6986bec3
 def above_floor(
     z:Tensor,     # (n, d_sae)
     floor:float,  # candidates are larger
@@ -50,7 +50,7 @@ def above_floor(
     flat = (rows*d+grp)[:,None]+torch.arange(g, device=z.device)*(d//g)
     return flat[z.view(-1)[flat]>floor]
 
-# %% ../../nbs/saes/20_select.ipynb #36ea8d71
+# %% ../../nbs/saes/20_select.ipynb #3453d494
 def batch_topk(
     z:Tensor,        # (n, d_sae)
     n_on:int,        # how many of the batch
@@ -58,10 +58,11 @@ def batch_topk(
 )->Tensor:           # flat positions of the n_on largest positive entries, row by row
     "The largest positive entries of a batch. When too few are above the floor, all are looked at."
     flat = above_floor(z, floor)
+    if floor>0 and len(flat)<n_on: flat = above_floor(z, .7*floor)
     if floor>0 and len(flat)<n_on: flat = above_floor(z, 0.)
     return flat if len(flat)<=n_on else flat[z.view(-1)[flat].topk(n_on, sorted=False).indices.sort().values]
 
-# %% ../../nbs/saes/20_select.ipynb #c73dba91
+# %% ../../nbs/saes/20_select.ipynb #76bb2d1a
 def round_off(
     xc:Tensor,    # inputs less b_dec, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -77,7 +78,7 @@ def round_off(
 
 _ULP = 2**-8 # largest relative error of rounding to bfloat16
 
-# %% ../../nbs/saes/20_select.ipynb #8f35e052
+# %% ../../nbs/saes/20_select.ipynb #09863535
 def exact(
     xc:Tensor,    # (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -89,7 +90,7 @@ def exact(
     "Pre-activations at full precision of the given features alone."
     return row_dots(xc, enc, Codes(ptr, idx, idx, len(enc), {} if rows is None else dict(rows=rows)))+b_enc[idx]
 
-# %% ../../nbs/saes/20_select.ipynb #7efe0f60
+# %% ../../nbs/saes/20_select.ipynb #b761d4f4
 def topk_screened(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -122,7 +123,7 @@ def _top_of(idx, ptr, rows, val, k, d):
     top,who = z.topk(k, dim=1, sorted=False)
     return row_codes(top, idx[(ptr[:-1,None]+who).clamp_max_(len(idx)-1)], d, drop=False)
 
-# %% ../../nbs/saes/20_select.ipynb #f79304db
+# %% ../../nbs/saes/20_select.ipynb #8d65f1c1
 def row_codes(
     val:Tensor, # the same number in each row, (n, k)
     idx:Tensor, # their features, (n, k)
@@ -136,7 +137,7 @@ def row_codes(
     on = val>0
     return Codes(F.pad(on.sum(1).cumsum(0), (1,0)), idx[on], val[on], d_sae)
 
-# %% ../../nbs/saes/20_select.ipynb #dc4c9571
+# %% ../../nbs/saes/20_select.ipynb #e0e7829c
 def batch_topk_screened(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -164,7 +165,7 @@ def _largest(idx, ptr, rows, n_on, values, d):
     on = torch.zeros(len(val)+1, dtype=torch.long, device=val.device).index_fill_(0, keep+1, 1)
     return Codes(on.cumsum(0)[ptr], idx[keep], val[keep], d, dict(rows=rows[keep]))
 
-# %% ../../nbs/saes/20_select.ipynb #64dfcd82
+# %% ../../nbs/saes/20_select.ipynb #8e662ce6
 def topk_rounded(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -182,7 +183,7 @@ def topk_rounded(
     ptr = torch.searchsorted(rows, torch.arange(n+1, device=xc.device))
     return _top_of(idx, ptr, rows, exact(xc,enc,b_enc,idx,ptr,rows), k, d)
 
-# %% ../../nbs/saes/20_select.ipynb #07b0dc99
+# %% ../../nbs/saes/20_select.ipynb #5b0fae88
 def batch_topk_rounded(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -195,11 +196,12 @@ def batch_topk_rounded(
     n,d,room = len(xc),len(enc),n_on+int(spare*n_on)
     zt = F.linear(xc.bfloat16(), enc.bfloat16(), b_enc.bfloat16())
     flat = above_floor(zt, floor)
+    if floor>0 and len(flat)<room: flat = above_floor(zt, .7*floor)
     if floor>0 and len(flat)<room: flat = above_floor(zt, 0.)
     if len(flat)>room: flat = flat[zt.view(-1)[flat].float().topk(room, sorted=False).indices.sort().values]
     return _largest(*_by_row(flat, n, d), n_on, lambda idx,ptr,rows: exact(xc,enc,b_enc,idx,ptr,rows), d)
 
-# %% ../../nbs/saes/20_select.ipynb #c6a1e1ec
+# %% ../../nbs/saes/20_select.ipynb #d06206ab
 def screening_pays(
     device:torch.device, # where
     d_sae:int,           # number of features

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['topk_acts', 'batch_topk_acts', 'TopKSAE', 'above', 'BatchTopKSAE']
 
-# %% ../../nbs/saes/30_topk.ipynb #f723099f
+# %% ../../nbs/saes/30_topk.ipynb #6be317d4
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..core.files import BadInput
 from .base import SAE, register
 from .select import above_floor, batch_topk, batch_topk_rounded, batch_topk_screened, row_codes, screening_pays, topk_rounded, topk_rows, topk_screened
 
-# %% ../../nbs/saes/30_topk.ipynb #dad1a865
+# %% ../../nbs/saes/30_topk.ipynb #09551abd
 def topk_acts(
     pre_acts:Tensor, # (n, d_sae)
     k:int,           # most features on in a row
@@ -24,7 +24,7 @@ def topk_acts(
     val,idx = pre_acts.topk(min(k,pre_acts.shape[1]), dim=1)
     return torch.zeros_like(pre_acts).scatter(1, idx, val.relu())
 
-# %% ../../nbs/saes/30_topk.ipynb #4ac107f1
+# %% ../../nbs/saes/30_topk.ipynb #fa76dec5
 def batch_topk_acts(
     pre_acts:Tensor, # (n, d_sae)
     k:int,           # features on in a row, on average over the batch
@@ -33,7 +33,7 @@ def batch_topk_acts(
     val,idx = pre_acts.flatten().topk(min(k*len(pre_acts), pre_acts.numel()))
     return torch.zeros_like(pre_acts).flatten().scatter(0, idx, val.relu()).view_as(pre_acts)
 
-# %% ../../nbs/saes/30_topk.ipynb #f7cffd8e
+# %% ../../nbs/saes/30_topk.ipynb #e89dafa1
 @register
 class TopKSAE(SAE):
     "The `k` largest positive pre-activations of each row stay on (Gao et al. 2024)."
@@ -61,7 +61,7 @@ class TopKSAE(SAE):
         if (way:=self.way(xc))=='float32': return row_codes(*topk_rows(F.linear(xc, self.enc, self.b_enc), self.cfg['k']), self.d_sae, drop=False)
         return dict(screened=topk_screened, rounded=topk_rounded)[way](xc, self.enc.detach(), self.b_enc.detach(), self.cfg['k'])
 
-# %% ../../nbs/saes/30_topk.ipynb #43d6b4aa
+# %% ../../nbs/saes/30_topk.ipynb #4e62850e
 def above(
     pre_acts:Tensor,  # (n, d_sae)
     threshold:Tensor, # () or (d_sae,), not negative
@@ -70,7 +70,7 @@ def above(
     flat = above_floor(pre_acts.detach(), threshold.item()) if threshold.ndim==0 else (pre_acts>threshold).flatten().nonzero().squeeze(1)
     return flat_to_codes(flat, pre_acts.flatten()[flat], *pre_acts.shape)
 
-# %% ../../nbs/saes/30_topk.ipynb #3c0568df
+# %% ../../nbs/saes/30_topk.ipynb #ad5fb484
 @register
 class BatchTopKSAE(TopKSAE):
     "The `k*n` largest pre-activations of a batch of `n` stay on; afterwards those above a threshold (Bussmann et al. 2024)."
@@ -88,12 +88,14 @@ class BatchTopKSAE(TopKSAE):
     def activate(self, pre_acts): return batch_topk_acts(pre_acts, self.cfg['k'])
     def infer(self, pre_acts): return above(pre_acts, self.threshold)
     def choose(self, xc):
-        n_on,floor = self.cfg['k']*len(xc)*(self.others.world if self.others else 1),.85*self.threshold.item()
+        n_on,floor = self.cfg['k']*len(xc)*(self.others.world if self.others else 1),.9*self._cut # a little below the last batch's cut
         if (way:=self.way(xc))!='float32': codes = dict(screened=batch_topk_screened, rounded=batch_topk_rounded)[way](xc, self.enc.detach(), self.b_enc.detach(), n_on, floor)
         else: codes = flat_to_codes(flat:=batch_topk(pre:=F.linear(xc,self.enc,self.b_enc), n_on, floor), pre.view(-1)[flat], *pre.shape)
         if self.others is not None: codes = self._share(codes, n_on)
         if self.training and len(codes.val): self._follow(codes.val.amin())
         return codes
+
+    _cut = 0. # of the last batch: where to look first; what is found does not depend on it
 
     others = None # processes that have other rows of the batch
     def _share(self, codes, n_on): # of more candidates than needed, those above the cut of the whole batch
@@ -101,7 +103,7 @@ class BatchTopKSAE(TopKSAE):
         return Codes(F.pad(keep.cumsum(0),(1,0))[codes.row_ptr], codes.idx[keep], codes.val[keep], codes.d_sae)
 
     def _follow(self, smallest):
-        a = self.cfg['ema'] if self.threshold>0 else 0.
+        a,self._cut = self.cfg['ema'] if self.threshold>0 else 0.,smallest.item()
         self.threshold.mul_(a).add_((1-a)*smallest)
 
     @torch.no_grad()
