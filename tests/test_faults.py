@@ -115,6 +115,33 @@ def test_killed_train_resumes_to_the_same_bytes(planted, tmp_path):
     for name in ('sae_weights.safetensors','cfg.json','history.csv'): assert all(g[name]==want[name] for g in got), f'{name} differs'
     assert len(list((tmp_path/'exact').glob('.*.tmp')))==1
 
+KILLED = '''
+import os,signal,sys
+import torch
+from sae_notebooks.core.synthetic import plant
+from sae_notebooks.training import loop
+out,arch,at = sys.argv[1],sys.argv[2],int(sys.argv[3])
+step,x = loop.train_step,plant().sample(1500, seed=1)[0]
+def dying(run, *a):
+    if run.step==at: os.kill(os.getpid(), signal.SIGKILL)
+    return step(run, *a)
+loop.train_step = dying
+loop.train(x, arch, out, sae_options=dict(d_sae=128,k=3), steps=300, batch_size=64, dead_after=500, checkpoint_every=7, log_every=10, average=.9, held_out=x[:200], eval_every=50, progress=False)
+'''
+
+def test_killed_at_ten_random_steps(tmp_path):
+    "New steps each time: final weights and history are those of a run that nobody killed"
+    arch = random.choice(['topk','batchtopk','matryoshka'])
+    go = lambda name,at: subprocess.run(**command([tmp_path/name,arch,at], KILLED), capture_output=True, timeout=300)
+    at = sorted(random.sample(range(300),10)); print(arch, at)
+    for a in at:
+        r = go('killed',a)
+        assert r.returncode==-signal.SIGKILL, r.stderr
+    for name in ('whole','killed'): assert (r:=go(name,-1)).returncode==0, r.stderr
+    want,got = files(tmp_path/'whole'),files(tmp_path/'killed')
+    for name in ('sae_weights.safetensors','cfg.json','history.csv'): assert got[name]==want[name], f'{name} differs'
+    assert (tmp_path/'killed/log.jsonl').read_text()==(tmp_path/'whole/log.jsonl').read_text()
+
 def test_leftover_of_the_same_process_number(tmp_path):
     (tmp_path/f'.x.json.{os.getpid()}.tmp').write_text('{"longer than what comes": and cut sh')
     write_json(tmp_path/'x.json', [1])

@@ -72,3 +72,51 @@ def test_theirs_in_ours(layout, arch, tmp_path):
     s = read_sae(tmp_path)
     assert torch.allclose(s.encode(x), f, atol=1e-5) and torch.allclose(s(x), y, atol=1e-5)
     assert 0<(f>0).float().mean()<.9
+
+# --- the same loss and gradients as their own training code ----------------------------------------------------------
+
+TRAIN = dict(dictionary_learning=('dictionary-learning', '''
+from dictionary_learning.trainers.top_k import TopKTrainer
+from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+from dictionary_learning.trainers.standard import StandardTrainer
+from dictionary_learning.trainers.gdm import GatedSAETrainer
+with torch.enable_grad():
+    C,kw = dict(topk=(TopKTrainer,dict(k=4,auxk_alpha=0)), batchtopk=(BatchTopKTrainer,dict(k=4,auxk_alpha=0)), relu=(StandardTrainer,dict(l1_penalty=.05,sparsity_warmup_steps=None)), gated=(GatedSAETrainer,dict(l1_penalty=.05,sparsity_warmup_steps=None)))[arch]
+    tr = C(steps=10, activation_dim=32, dict_size=64, layer=0, lm_name='none', device='cpu', warmup_steps=0, **kw)
+    tr.ae.load_state_dict(torch.load(p+'/ae.pt')); loss = tr.loss(x, step=5); loss.backward()
+    w = dict(tr.ae.named_parameters())
+name = dict(enc='encoder.weight', W_dec='decoder.weight', b_enc='gate_bias' if arch=='gated' else 'encoder.bias', b_dec={'relu':'bias','gated':'decoder_bias'}.get(arch,'b_dec'), r_mag='r_mag', b_mag='mag_bias')
+g = {k:(w[n].grad.T if k=='W_dec' else w[n].grad) for k,n in name.items() if n in w}
+torch.save((loss.detach(),g), p+'/out.pt')''', ('topk','batchtopk','relu','gated')),
+    saelens=('sae-lens', '''
+import sae_lens as L
+from sae_lens.saes.sae import TrainStepInput
+from safetensors.torch import load_file
+with torch.enable_grad():
+    K,C,kw = dict(topk=(L.TopKTrainingSAEConfig,L.TopKTrainingSAE,dict(k=4)), batchtopk=(L.BatchTopKTrainingSAEConfig,L.BatchTopKTrainingSAE,dict(k=4.)), relu=(L.StandardTrainingSAEConfig,L.StandardTrainingSAE,{}),
+        jumprelu=(L.JumpReLUTrainingSAEConfig,L.JumpReLUTrainingSAE,dict(jumprelu_bandwidth=.2,jumprelu_sparsity_loss_mode='step')))[arch]
+    s = C(K(d_in=32, d_sae=64, apply_b_dec_to_input=True, **kw))
+    t = load_file(p+'/sae_weights.safetensors'); w = dict(s.named_parameters())
+    for n in w: w[n].data.copy_(t[n])
+    loss = s.training_forward_pass(TrainStepInput(sae_in=x, coefficients=dict(l1=.05,l0=.01), dead_neuron_mask=None, n_training_steps=0, is_logging_step=False)).loss
+    loss.backward()
+g = {k:w[n].grad.T if k=='enc' else w[n].grad for k,n in dict(enc='W_enc',W_dec='W_dec',b_enc='b_enc',b_dec='b_dec',threshold='threshold').items() if n in w}
+torch.save((loss.detach(),g), p+'/out.pt')''', ('topk','batchtopk','relu','jumprelu')))
+
+@pytest.mark.parametrize('layout,arch', [(l,a) for l,(_,_,archs) in TRAIN.items() for a in archs])
+def test_same_loss_and_gradients(layout, arch, tmp_path):
+    venv,code,_ = TRAIN[layout]
+    s,x = some(arch).train(),rows()
+    s.cfg.update({'relu':dict(l1=.05), 'gated':dict(l1=.05), 'jumprelu':dict(l0=.01, band=.2)}.get(arch,{}))
+    save_as(s, tmp_path, layout); torch.save(x, tmp_path/'x.pt')
+    script = f'import torch\np={str(tmp_path)!r}; arch={arch!r}; x=torch.load(p+"/x.pt")\n'+code
+    r = subprocess.run([f'{peers}/v_{venv}/bin/python','-c',script], capture_output=True, text=True, timeout=600, env=dict(os.environ, WANDB_MODE='disabled', HF_HUB_OFFLINE='1'))
+    assert r.returncode==0, r.stderr[-2500:]
+    want,grads = torch.load(tmp_path/'out.pt')
+    fit = s.losses(x); fit.loss.backward()
+    assert torch.allclose(fit.loss, want, rtol=1e-5), (fit.loss,want)
+    across = lambda g: g-(g*s.W_dec.detach()).sum(1,keepdim=True)*s.W_dec.detach() # atoms have length one: what would lengthen them is dropped by both
+    for n,g in grads.items():
+        mine = getattr(s,n).grad
+        if n=='W_dec': mine,g = across(mine),across(g)
+        assert torch.allclose(mine, g, atol=1e-5*max(1,g.abs().max().item())), (n,(mine-g).abs().max())

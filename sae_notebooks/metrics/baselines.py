@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['top_images', 'matched_support', 'raw_neurons', 'random_directions', 'matched_baselines']
 
-# %% ../../nbs/metrics/30_baselines.ipynb #64e59402
+# %% ../../nbs/metrics/30_baselines.ipynb #21a9d709
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..core.files import BadInput
 from ..core.synthetic import stream
 from ..saes.base import make_sae
 
-# %% ../../nbs/metrics/30_baselines.ipynb #cc758e2b
+# %% ../../nbs/metrics/30_baselines.ipynb #cecbf435
 def top_images(
     acts:Tensor,          # dense, one column a neuron, (n, d)
     support:Tensor,       # how many images to keep for each, (d,)
@@ -27,7 +27,7 @@ def top_images(
     cut = acts.sort(0, descending=True).values.gather(0, support[None].long())[0]
     return dense_to_codes(torch.where(acts>cut, acts-cut if heights else acts, 0.))
 
-# %% ../../nbs/metrics/30_baselines.ipynb #d98d30ef
+# %% ../../nbs/metrics/30_baselines.ipynb #78ed2fbe
 def matched_support(
     support:Tensor,   # of the features to be matched, (d_sae,)
     d:int,            # how many columns the baseline has
@@ -39,7 +39,7 @@ def matched_support(
     if not len(ok): raise BadInput(f'no feature is on for {min_support} images or more: nothing to match')
     return ok[torch.randint(len(ok), (d,), generator=stream('matched support',seed))].long()
 
-# %% ../../nbs/metrics/30_baselines.ipynb #8df6bd9a
+# %% ../../nbs/metrics/30_baselines.ipynb #172441ef
 def raw_neurons(
     x:Tensor,    # activations, (n, d_in)
     mean:Tensor, # of the training data, (d_in,)
@@ -47,7 +47,7 @@ def raw_neurons(
     "Each neuron above its mean, and below it."
     return torch.cat([x-mean, mean-x], 1)
 
-# %% ../../nbs/metrics/30_baselines.ipynb #98fc5956
+# %% ../../nbs/metrics/30_baselines.ipynb #c0582e61
 def random_directions(
     x:Tensor,    # activations, (n, d_in)
     mean:Tensor, # of the training data, (d_in,)
@@ -57,7 +57,7 @@ def random_directions(
     "Projections on unit vectors drawn at random."
     return (x-mean)@F.normalize(torch.randn(x.shape[1], d, generator=stream('random directions',seed)), dim=0).to(x)
 
-# %% ../../nbs/metrics/30_baselines.ipynb #81df5d08
+# %% ../../nbs/metrics/30_baselines.ipynb #c50f3e1f
 @torch.no_grad()
 def matched_baselines(
     x:Tensor,         # activations of the images to be scored, (n, d_in)
@@ -67,7 +67,7 @@ def matched_baselines(
     seed:int=0,       # of directions, untrained weights and the draw of supports
 )->dict:              # 'raw', 'random', 'untrained' -> Codes
     "What neurons, random directions and an untrained SAE show at the density of the SAE's features."
-    fresh = make_sae('batchtopk', d_in=x.shape[1], d_sae=len(support), seed=seed+1)
+    fresh = make_sae('batchtopk', d_in=x.shape[1], d_sae=len(support), seed=seed+1, k=1)
     fresh.b_dec.copy_(mean)
     pool = dict(raw=raw_neurons(x, mean), random=random_directions(x, mean, len(support), seed), untrained=fresh.pre_acts(x))
     return {nm:top_images(a, matched_support(support, a.shape[1], min_support, seed)) for nm,a in pool.items()}

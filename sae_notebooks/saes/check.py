@@ -6,7 +6,7 @@
 __all__ = ['keeps_disk', 'keeps_scale', 'keeps_norms', 'keeps_rows_apart', 'keeps_l0', 'reaches_all', 'gradient_is_true',
            'reads_seed', 'keeps_bits', 'check']
 
-# %% ../../nbs/saes/15_check.ipynb #a19ae6de
+# %% ../../nbs/saes/15_check.ipynb #438e5c3a
 import copy
 import tempfile
 from pathlib import Path
@@ -19,21 +19,23 @@ from ..core.codes import Codes
 from ..core.files import BadInput
 from .base import SAE, fold_norms, fold_scale, load_sae, make_sae, save_sae, sound, unit_atoms
 
-# %% ../../nbs/saes/15_check.ipynb #1b5f9840
+# %% ../../nbs/saes/15_check.ipynb #12c99d57
 def _close(a, b, what, tol=1e-4):
     scale = max(b.abs().max().item(), 1e-12)
     off = (a-b).abs().max().item()/scale
     assert off<=tol, f'{what} (by {off:.1e} of the largest value)'
 
+# %% ../../nbs/saes/15_check.ipynb #6ecdc03e
 def _shake(sae, x): # biases that are zero hide a fold that forgets them
     g = torch.Generator().manual_seed(0)
     for n,p in sae.named_parameters():
         if p.ndim==1: p.add_(.05*x.std().item()*torch.randn(p.shape, generator=g).to(p))
     return sae
 
+# %% ../../nbs/saes/15_check.ipynb #a98c8760
 def _dense(codes): return codes.to_dense() if isinstance(codes, Codes) else codes
 
-# %% ../../nbs/saes/15_check.ipynb #a810b150
+# %% ../../nbs/saes/15_check.ipynb #296f8f35
 @torch.no_grad()
 def keeps_disk(
     sae:SAE,  # in evaluation mode
@@ -45,7 +47,7 @@ def keeps_disk(
         back = load_sae(d, strict=False)
     assert torch.equal(back.encode(x), sae.encode(x)) and torch.equal(back(x), sae(x)), 'the saved SAE answers differently'
 
-# %% ../../nbs/saes/15_check.ipynb #82eedc7f
+# %% ../../nbs/saes/15_check.ipynb #84f694c0
 @torch.no_grad()
 def keeps_scale(
     sae:SAE,  # in evaluation mode
@@ -57,7 +59,7 @@ def keeps_scale(
     _close(sae(x*7)/7, want, 'folding the scale changed the reconstruction')
     assert ((sae.encode(x*7)>0)==(f>0)).float().mean()>.999, 'folding the scale changed which features are on'
 
-# %% ../../nbs/saes/15_check.ipynb #7c7aa7e6
+# %% ../../nbs/saes/15_check.ipynb #2e4f2311
 @torch.no_grad()
 def keeps_norms(
     sae:SAE,  # in evaluation mode
@@ -71,7 +73,7 @@ def keeps_norms(
     _close(fold_norms(sae)(x), want, 'folding the lengths of the atoms changed the reconstruction')
     _close(sae.W_dec.norm(dim=1), torch.ones_like(sae.b_enc), 'atoms are not of length one after folding')
 
-# %% ../../nbs/saes/15_check.ipynb #645fb566
+# %% ../../nbs/saes/15_check.ipynb #6935e7cb
 @torch.no_grad()
 def keeps_rows_apart(
     sae:SAE,  # in evaluation mode
@@ -80,7 +82,7 @@ def keeps_rows_apart(
     "In use a row's features do not depend on the rows beside it."
     _close(torch.cat([sae.encode(r) for r in x[:8].split(1)]), sae.encode(x)[:8], 'a row alone has other features than the same row in a batch')
 
-# %% ../../nbs/saes/15_check.ipynb #ac7f15fa
+# %% ../../nbs/saes/15_check.ipynb #7a5974f4
 @torch.no_grad()
 def keeps_l0(
     sae:SAE,  # with its threshold set
@@ -90,7 +92,7 @@ def keeps_l0(
     use,train = (sae.eval().encode(x)!=0).sum().item()/len(x),(_dense(sae.train_codes(x))!=0).sum().item()/len(x)
     assert abs(use-train)<=max(.5, .25*train), f'{train:.1f} features are on in training, {use:.1f} in use: is the threshold set?'
 
-# %% ../../nbs/saes/15_check.ipynb #1bbea1ce
+# %% ../../nbs/saes/15_check.ipynb #4c0a5ab3
 def reaches_all(
     sae:SAE,       # in training mode
     x:Tensor,      # (n, d_in)
@@ -109,7 +111,7 @@ def reaches_all(
     f = fit.codes
     _close(fit.recons.detach(), sae.restore(_dense(f).detach()@sae.W_dec+sae.b_dec, x).detach(), 'the reconstruction is not that of the features')
 
-# %% ../../nbs/saes/15_check.ipynb #bd66667c
+# %% ../../nbs/saes/15_check.ipynb #71aa4606
 def gradient_is_true(
     sae:SAE,     # in training mode
     x:Tensor,    # (n, d_in)
@@ -123,7 +125,7 @@ def gradient_is_true(
     for (n,_),a,b in zip(sae.named_parameters(), grads(short), grads(long)):
         if a is not None: _close(a, b, f'the gradient at {n} is not that of dense autograd', 1e-3)
 
-# %% ../../nbs/saes/15_check.ipynb #f2b524c1
+# %% ../../nbs/saes/15_check.ipynb #d42d5242
 def reads_seed(
     sae:SAE, # any
 ):
@@ -132,14 +134,14 @@ def reads_seed(
     assert torch.equal(again(0), again(0)), 'the same seed gives different weights'
     assert not torch.equal(again(0), again(1)), 'the seed is not read'
 
-# %% ../../nbs/saes/15_check.ipynb #21641e96
+# %% ../../nbs/saes/15_check.ipynb #ced2d323
 def _steps(sae, x, n, opt=None, labels=None):
     opt = opt or torch.optim.Adam(sae.parameters(), lr=1e-3)
     for i in range(n):
         opt.zero_grad(); sae.losses(x, labels=labels).loss.backward(); opt.step()
     return opt
 
-# %% ../../nbs/saes/15_check.ipynb #73516927
+# %% ../../nbs/saes/15_check.ipynb #233858e1
 def keeps_bits(
     sae:SAE,     # in training mode
     x:Tensor,    # (n, d_in)
@@ -157,7 +159,7 @@ def keeps_bits(
     _steps(back,x,2,new,labels)
     assert same(one,back), 'a resumed run ends on other bits: some state is not in the state_dict'
 
-# %% ../../nbs/saes/15_check.ipynb #c1370fa8
+# %% ../../nbs/saes/15_check.ipynb #6a0e869b
 def check(
     sae:SAE,             # any architecture
     x:Tensor,            # rows to try it on, some hundreds, at its scale, (n, d_in)

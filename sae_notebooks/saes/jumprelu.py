@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['jump', 'step', 'JumpReLUSAE']
 
-# %% ../../nbs/saes/40_jumprelu.ipynb #60841a56
+# %% ../../nbs/saes/40_jumprelu.ipynb #7a6ef370
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from ..core.files import BadInput
 from .base import SAE, register
 from .topk import above
 
-# %% ../../nbs/saes/40_jumprelu.ipynb #3f3b25cb
+# %% ../../nbs/saes/40_jumprelu.ipynb #553f5ed1
 class _Jump(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, theta, band):
@@ -25,6 +25,7 @@ class _Jump(torch.autograd.Function):
         z,theta = ctx.saved_tensors
         return g*(z>theta),-theta/ctx.band*((z-theta).abs()<ctx.band/2)*g,None
 
+# %% ../../nbs/saes/40_jumprelu.ipynb #d0fab387
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, theta, band):
@@ -35,7 +36,7 @@ class _Step(torch.autograd.Function):
         z,theta = ctx.saved_tensors
         return None,-1/ctx.band*((z-theta).abs()<ctx.band/2)*g,None
 
-# %% ../../nbs/saes/40_jumprelu.ipynb #2939f89d
+# %% ../../nbs/saes/40_jumprelu.ipynb #16c0a8e6
 def jump(
     z:Tensor,     # pre_acts, any shape
     theta:Tensor, # thresholds, the same shape
@@ -44,7 +45,7 @@ def jump(
     "`z` where it exceeds `theta`."
     return _Jump.apply(z, theta, band)
 
-# %% ../../nbs/saes/40_jumprelu.ipynb #8f54f929
+# %% ../../nbs/saes/40_jumprelu.ipynb #587905db
 def step(
     z:Tensor,     # pre_acts, any shape
     theta:Tensor, # thresholds, the same shape
@@ -53,7 +54,7 @@ def step(
     "Whether `z` exceeds `theta`."
     return _Step.apply(z, theta, band)
 
-# %% ../../nbs/saes/40_jumprelu.ipynb #11e764a8
+# %% ../../nbs/saes/40_jumprelu.ipynb #02281b0b
 @register
 class JumpReLUSAE(SAE):
     "A learnt threshold for each feature (Rajamanoharan et al. 2024); the threshold SAE of Towards Atoms of Large Language Models, section 4."

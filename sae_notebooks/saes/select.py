@@ -6,14 +6,14 @@
 __all__ = ['group_of', 'topk_rows', 'above_floor', 'batch_topk', 'round_off', 'exact', 'topk_screened', 'row_codes',
            'batch_topk_screened', 'topk_rounded', 'batch_topk_rounded', 'screening_pays']
 
-# %% ../../nbs/saes/20_select.ipynb #e14b67a0
+# %% ../../nbs/saes/20_select.ipynb #d1405474
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.codes import Codes, row_dots
 
-# %% ../../nbs/saes/20_select.ipynb #b6fedd76
+# %% ../../nbs/saes/20_select.ipynb #ae0bb296
 def group_of(
     d_sae:int, # width of a row
     k:int,     # how many are wanted
@@ -21,10 +21,11 @@ def group_of(
     "The largest group size up to 16 that divides the row and leaves at least `4*k` groups."
     return next((g for g in (16,8,4) if d_sae%g==0 and d_sae//g>=4*k), 1)
 
+# %% ../../nbs/saes/20_select.ipynb #6a7bd31a
 def _maxima(z, g): return z.view(len(z), g, -1).amax(1)  # members of group j: j, j+d_sae/g, j+2*d_sae/g …
 def _members(grp, g, d_sae): return (grp[:,None,:]+torch.arange(g, device=grp.device)[None,:,None]*(d_sae//g)).flatten(1)
 
-# %% ../../nbs/saes/20_select.ipynb #b0dcea31
+# %% ../../nbs/saes/20_select.ipynb #73f8d6c9
 def topk_rows(
     z:Tensor,         # (n, d_sae)
     k:int,            # how many
@@ -37,7 +38,7 @@ def topk_rows(
     val,at = z.gather(1, idx).topk(k, dim=1, sorted=sorted)
     return val,idx.gather(1, at)
 
-# %% ../../nbs/saes/20_select.ipynb #6986bec3
+# %% ../../nbs/saes/20_select.ipynb #1926f1b0
 def above_floor(
     z:Tensor,     # (n, d_sae)
     floor:float,  # candidates are larger
@@ -50,7 +51,7 @@ def above_floor(
     flat = (rows*d+grp)[:,None]+torch.arange(g, device=z.device)*(d//g)
     return flat[z.view(-1)[flat]>floor]
 
-# %% ../../nbs/saes/20_select.ipynb #3453d494
+# %% ../../nbs/saes/20_select.ipynb #0fcd64f1
 def batch_topk(
     z:Tensor,        # (n, d_sae)
     n_on:int,        # how many of the batch
@@ -62,7 +63,7 @@ def batch_topk(
     if floor>0 and len(flat)<n_on: flat = above_floor(z, 0.)
     return flat if len(flat)<=n_on else flat[z.view(-1)[flat].topk(n_on, sorted=False).indices.sort().values]
 
-# %% ../../nbs/saes/20_select.ipynb #76bb2d1a
+# %% ../../nbs/saes/20_select.ipynb #0cdcf3f9
 def round_off(
     xc:Tensor,    # inputs less b_dec, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -78,7 +79,7 @@ def round_off(
 
 _ULP = 2**-8 # largest relative error of rounding to bfloat16
 
-# %% ../../nbs/saes/20_select.ipynb #09863535
+# %% ../../nbs/saes/20_select.ipynb #e3717f84
 def exact(
     xc:Tensor,    # (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -90,7 +91,7 @@ def exact(
     "Pre-activations at full precision of the given features alone."
     return row_dots(xc, enc, Codes(ptr, idx, idx, len(enc), {} if rows is None else dict(rows=rows)))+b_enc[idx]
 
-# %% ../../nbs/saes/20_select.ipynb #b761d4f4
+# %% ../../nbs/saes/20_select.ipynb #4caccd2c
 def topk_screened(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -109,11 +110,13 @@ def topk_screened(
     idx,ptr,rows = _by_row(flat, n, d)
     return _top_of(idx, ptr, rows, exact(xc,enc,b_enc,idx,ptr,rows), k, d)
 
+# %% ../../nbs/saes/20_select.ipynb #19c988a9
 def _by_row(flat, n, d):
     "Places of positions that come row by row."
     rows = flat//d
     return flat-rows*d,torch.searchsorted(rows, torch.arange(n+1, device=flat.device)),rows
 
+# %% ../../nbs/saes/20_select.ipynb #99b8b81b
 def _top_of(idx, ptr, rows, val, k, d):
     "The `k` largest positive of each row's candidates."
     many = ptr.diff()
@@ -123,7 +126,7 @@ def _top_of(idx, ptr, rows, val, k, d):
     top,who = z.topk(k, dim=1, sorted=False)
     return row_codes(top, idx[(ptr[:-1,None]+who).clamp_max_(len(idx)-1)], d, drop=False)
 
-# %% ../../nbs/saes/20_select.ipynb #8d65f1c1
+# %% ../../nbs/saes/20_select.ipynb #90a295df
 def row_codes(
     val:Tensor, # the same number in each row, (n, k)
     idx:Tensor, # their features, (n, k)
@@ -137,7 +140,7 @@ def row_codes(
     on = val>0
     return Codes(F.pad(on.sum(1).cumsum(0), (1,0)), idx[on], val[on], d_sae)
 
-# %% ../../nbs/saes/20_select.ipynb #e0e7829c
+# %% ../../nbs/saes/20_select.ipynb #afa97c4b
 def batch_topk_screened(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -157,6 +160,7 @@ def batch_topk_screened(
     z = F.linear(xc, enc, b_enc)
     return _largest(*_by_row(batch_topk(z, n_on, floor), n, d), n_on, lambda idx,ptr,rows: exact(xc,enc,b_enc,idx,ptr,rows), d)
 
+# %% ../../nbs/saes/20_select.ipynb #980b9350
 def _largest(idx, ptr, rows, n_on, values, d):
     "Of the candidates the `n_on` largest positive ones."
     val = values(idx, ptr, rows)
@@ -165,7 +169,7 @@ def _largest(idx, ptr, rows, n_on, values, d):
     on = torch.zeros(len(val)+1, dtype=torch.long, device=val.device).index_fill_(0, keep+1, 1)
     return Codes(on.cumsum(0)[ptr], idx[keep], val[keep], d, dict(rows=rows[keep]))
 
-# %% ../../nbs/saes/20_select.ipynb #8e662ce6
+# %% ../../nbs/saes/20_select.ipynb #536a1c54
 def topk_rounded(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -183,7 +187,7 @@ def topk_rounded(
     ptr = torch.searchsorted(rows, torch.arange(n+1, device=xc.device))
     return _top_of(idx, ptr, rows, exact(xc,enc,b_enc,idx,ptr,rows), k, d)
 
-# %% ../../nbs/saes/20_select.ipynb #5b0fae88
+# %% ../../nbs/saes/20_select.ipynb #f4209bde
 def batch_topk_rounded(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -201,7 +205,7 @@ def batch_topk_rounded(
     if len(flat)>room: flat = flat[zt.view(-1)[flat].float().topk(room, sorted=False).indices.sort().values]
     return _largest(*_by_row(flat, n, d), n_on, lambda idx,ptr,rows: exact(xc,enc,b_enc,idx,ptr,rows), d)
 
-# %% ../../nbs/saes/20_select.ipynb #d06206ab
+# %% ../../nbs/saes/20_select.ipynb #dde0f1b8
 def screening_pays(
     device:torch.device, # where
     d_sae:int,           # number of features

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Alone', 'DataParallel', 'Sharded', 'Shard', 'find_group', 'plan']
 
-# %% ../../nbs/training/18_group.ipynb #b4869af0
+# %% ../../nbs/training/18_group.ipynb #ec46cf60
 import os
 
 import torch
@@ -19,7 +19,7 @@ from ..saes.base import SAE, Fit, make_sae, squared
 from ..saes.select import batch_topk, topk_rows
 from ..saes.topk import TopKSAE
 
-# %% ../../nbs/training/18_group.ipynb #564ba94a
+# %% ../../nbs/training/18_group.ipynb #445ba0bb
 class Alone:
     "One process: nothing to share."
     rank,world,part = 0,1,(0,1)
@@ -30,7 +30,7 @@ class Alone:
     def fired(self, on:Tensor)->Tensor: return on              # bool (d_sae,)
     def mean(self, t:Tensor)->Tensor: return t                 # over the rows of all processes
 
-# %% ../../nbs/training/18_group.ipynb #3032d870
+# %% ../../nbs/training/18_group.ipynb #2a96f96b
 class DataParallel(Alone):
     "Each process has the whole SAE and a part of each batch."
     def __init__(self): self.rank,self.world = dist.get_rank(),dist.get_world_size(); self.part = (self.rank,self.world)
@@ -57,7 +57,7 @@ class DataParallel(Alone):
         dist.all_gather(every, mine)
         return torch.cat(every).topk(n_on+1).values[-1]
 
-# %% ../../nbs/training/18_group.ipynb #4008b91c
+# %% ../../nbs/training/18_group.ipynb #088e8559
 class _Sum(torch.autograd.Function): # the sum over processes, of which each part has the gradient of the whole
     @staticmethod
     def forward(ctx, t):
@@ -66,7 +66,7 @@ class _Sum(torch.autograd.Function): # the sum over processes, of which each par
     @staticmethod
     def backward(ctx, g): return g
 
-# %% ../../nbs/training/18_group.ipynb #3fca43ce
+# %% ../../nbs/training/18_group.ipynb #8f7cc12b
 class Sharded(Alone):
     "Each process has a range of the features and sees every row. For topk and batchtopk."
     def __init__(self): self.rank,self.world = dist.get_rank(),dist.get_world_size()
@@ -89,7 +89,7 @@ class Sharded(Alone):
         rest = squares[1:].clone(); dist.all_reduce(rest)
         return torch.cat([squares[:1],rest])
 
-# %% ../../nbs/training/18_group.ipynb #14fadd35
+# %% ../../nbs/training/18_group.ipynb #f546dd8b
 class Shard(TopKSAE):
     "The features of one process."
     def __init__(self,
@@ -127,7 +127,7 @@ class Shard(TopKSAE):
         recons = _Sum.apply(sparse_decode(codes, self.W_dec)+self.b_dec/self.group.world)
         return Fit(dict(recon=squared(recons-x, metric)), recons, codes)
 
-# %% ../../nbs/training/18_group.ipynb #3007ee02
+# %% ../../nbs/training/18_group.ipynb #d780d012
 def find_group(
     shard:bool=False,  # share the dictionary instead of the rows
     device:str='cpu',  # decides the backend: nccl for cuda, else gloo
@@ -137,7 +137,7 @@ def find_group(
     if not dist.is_initialized(): dist.init_process_group('nccl' if str(device).startswith('cuda') else 'gloo')
     return Sharded() if shard else DataParallel()
 
-# %% ../../nbs/training/18_group.ipynb #7b99f1d8
+# %% ../../nbs/training/18_group.ipynb #05a88123
 def plan(
     n_rows:float,      # rows to train on, once
     d_in:int,          # width of the activations

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['lr_rules', 'learning_rate', 'drop_parallel', 'clip_in_optimiser', 'aux_loss', 'resample', 'follow']
 
-# %% ../../nbs/training/12_rules.ipynb #f41a291d
+# %% ../../nbs/training/12_rules.ipynb #44c52b2b
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..core.files import BadInput
 from ..core.synthetic import stream
 from ..saes.base import SAE
 
-# %% ../../nbs/training/12_rules.ipynb #fce01003
+# %% ../../nbs/training/12_rules.ipynb #ef5493b0
 lr_rules = dict(
     code   = lambda d_sae: 2e-4*(2**14/d_sae)**.5,  # SAEs on vision-language models, published code; also sparsify's rule for Adam
     paper  = lambda d_sae: 16/(125*d_sae**.5),      # the same paper's text
@@ -23,6 +23,7 @@ lr_rules = dict(
     jumprelu = lambda d_sae: 7e-5,                  # Gemma Scope's recipe, for threshold SAEs
 )
 
+# %% ../../nbs/training/12_rules.ipynb #f9d307b7
 def learning_rate(
     step:int,       # from 0
     d_sae:int,      # number of features
@@ -34,7 +35,7 @@ def learning_rate(
     rise,fall = (step+1)/(warmup+1),(cfg.steps-step)/(cfg.decay*cfg.steps+1e-9)
     return (cfg.lr or lr_rules[cfg.lr_rule](d_sae))*min(1., rise, fall)
 
-# %% ../../nbs/training/12_rules.ipynb #5fee13a6
+# %% ../../nbs/training/12_rules.ipynb #47f10fd7
 @torch.no_grad()
 def drop_parallel(
     sae:SAE, # with gradients
@@ -43,7 +44,7 @@ def drop_parallel(
     if sae.W_dec.grad is None: return
     for g,w in zip(sae.W_dec.grad.split(256), sae.W_dec.split(256)): g.addcmul_(torch.linalg.vecdot(g,w)[:,None], w, value=-1) # in pieces that stay in the cache
 
-# %% ../../nbs/training/12_rules.ipynb #0680d05d
+# %% ../../nbs/training/12_rules.ipynb #69eee752
 @torch.no_grad()
 def clip_in_optimiser(
     opt:torch.optim.Optimizer, # fused Adam, with gradients
@@ -56,7 +57,7 @@ def clip_in_optimiser(
     opt.grad_scale,opt.found_inf = (norm/clip).clamp_min(1.).float(),(~norm.isfinite()).float()
     return norm
 
-# %% ../../nbs/training/12_rules.ipynb #f0ccdfe9
+# %% ../../nbs/training/12_rules.ipynb #a3dbe6b7
 def aux_loss(
     sae:SAE,       # whose dead features are asked
     x:Tensor,      # inputs, (n, d_in)
@@ -75,7 +76,7 @@ def aux_loss(
     var = mean((resid-mean(resid.mean(0))).square().mean())
     return ((guess-resid).square().mean()/var.clamp_min(1e-12)).nan_to_num(0.)
 
-# %% ../../nbs/training/12_rules.ipynb #c1d2d923
+# %% ../../nbs/training/12_rules.ipynb #e60fb0f5
 @torch.no_grad()
 def resample(
     sae:SAE,                   # whose dead features start again
@@ -98,7 +99,7 @@ def resample(
             if k in opt.state[p]: opt.state[p][k][who] = 0
     return len(who)
 
-# %% ../../nbs/training/12_rules.ipynb #0666c766
+# %% ../../nbs/training/12_rules.ipynb #ad965271
 @torch.no_grad()
 def follow(
     avg:dict,    # name -> Tensor, changed in place
