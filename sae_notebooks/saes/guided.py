@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['protocols', 'concept_loss', 'GuidedSAE', 'standardise', 'reserved']
 
-# %% ../../nbs/saes/70_guided.ipynb #d9176dd7
+# %% ../../nbs/saes/70_guided.ipynb #0dce2ceb
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..core.files import BadInput
 from .base import SAE, Fit, register
 from .select import row_codes, topk_rows
 
-# %% ../../nbs/saes/70_guided.ipynb #ad9a9289
+# %% ../../nbs/saes/70_guided.ipynb #13519f0a
 def concept_loss(
     pre:Tensor,       # pre_acts of the reserved features, or features in [0,1] with `post`, (n, n_concepts)
     labels:Tensor,    # 1 yes, 0 no, -1 unknown, (n, n_concepts)
@@ -32,13 +32,13 @@ def concept_loss(
     total = (bce*known).sum()/len(pre)
     return total if reduce=='sum' else total/pre.shape[1]
 
-# %% ../../nbs/saes/70_guided.ipynb #08cc7615
+# %% ../../nbs/saes/70_guided.ipynb #e4db2a80
 protocols = dict(
     ours  = dict(activation='relu', normalise='none', unit_norm=True, relative=False, exempt=True),
     paper = dict(activation='sigmoid', normalise='layer', unit_norm=False, relative=True, exempt=False), # Measuring and Guiding Monosemanticity, section 4, and its code
 )
 
-# %% ../../nbs/saes/70_guided.ipynb #50d8f93c
+# %% ../../nbs/saes/70_guided.ipynb #460b77c9
 @register
 class GuidedSAE(SAE):
     "TopK with its first features reserved for labelled concepts (Härle et al. 2025, G-SAE)."
@@ -109,7 +109,7 @@ class GuidedSAE(SAE):
         fit.terms['guide'] = c['weight']*concept_loss(pre, labels, c['bce_on']=='post', c['reduce'], c['pos_weight'])
         return fit
 
-# %% ../../nbs/saes/70_guided.ipynb #c4bda1a1
+# %% ../../nbs/saes/70_guided.ipynb #8b3a044f
 def standardise(
     x:Tensor, # (n, d_in)
 )->tuple:     # standardised, mean, std of each row
@@ -118,7 +118,7 @@ def standardise(
     mean,std = x.mean(1,keepdim=True),x.std(1,keepdim=True)+1e-5
     return (x-mean)/std,mean,std
 
-# %% ../../nbs/saes/70_guided.ipynb #b40b661a
+# %% ../../nbs/saes/70_guided.ipynb #80e35c62
 def reserved(
     codes, # feature_acts, as Codes or dense, (n, d_sae)
     n:int, # how many are reserved

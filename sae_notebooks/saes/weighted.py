@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['proxies', 'LossMetric', 'dimension_weights', 'power_metric', 'fold_metric']
 
-# %% ../../nbs/saes/80_weighted.ipynb #18050825
+# %% ../../nbs/saes/80_weighted.ipynb #0d0eece2
 import hashlib
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.files import BadInput
 from .base import SAE
 
-# %% ../../nbs/saes/80_weighted.ipynb #c7dbe1eb
+# %% ../../nbs/saes/80_weighted.ipynb #d0ff19c1
 class LossMetric:
     "A linear map of residuals: a weight for each dimension, or a symmetric matrix. Brought to a mean squared weight of one, so that penalties and learning rates keep their meaning."
     def __init__(self,
@@ -40,14 +40,14 @@ class LossMetric:
         w = self.gamma.square() if self.gamma.ndim==1 else torch.linalg.eigvalsh(self.gamma).square()
         return (w.sum().square()/w.square().sum()).item()
 
-# %% ../../nbs/saes/80_weighted.ipynb #48c5b3a2
+# %% ../../nbs/saes/80_weighted.ipynb #ca86916d
 proxies = dict(
     variance = lambda x: x.var(0),                                                              # Cui et al., section 5
     kurtosis = lambda x: ((x-x.mean(0)).pow(4).mean(0)/x.var(0).square().clamp_min(1e-30)-3).clamp_min(1e-6), # ours: excess kurtosis
     rarity   = lambda x: 1/(x.abs()>x.abs().mean(0)).double().mean(0).clamp_min(1e-6),          # ours: one over how often the dimension is large
 )
 
-# %% ../../nbs/saes/80_weighted.ipynb #fce46760
+# %% ../../nbs/saes/80_weighted.ipynb #03ef03fc
 def dimension_weights(
     x:Tensor,             # activations, (n, d_in)
     proxy:str='variance', # variance (the paper), kurtosis or rarity
@@ -60,7 +60,7 @@ def dimension_weights(
     s = proxies[proxy](x.double())
     return LossMetric(s.clamp_max(s.quantile(cut)).clamp_min(1e-12)**alpha, f'{proxy}**{alpha:g}')
 
-# %% ../../nbs/saes/80_weighted.ipynb #56b34673
+# %% ../../nbs/saes/80_weighted.ipynb #89e57b8c
 def power_metric(
     x:Tensor,            # activations, (n, d_in)
     beta:float=-.5,      # power of the second moment; -1/2 is the atomic inner product, 0 the plain loss, 1 weighs by variance
@@ -75,7 +75,7 @@ def power_metric(
     val = val.clamp_min(0)+ridge*val.mean()
     return LossMetric((vec*val**beta)@vec.T, f'C**{beta:g}')
 
-# %% ../../nbs/saes/80_weighted.ipynb #e30797ae
+# %% ../../nbs/saes/80_weighted.ipynb #2d6dc324
 @torch.no_grad()
 def fold_metric(
     sae:SAE,            # trained on metric(x)

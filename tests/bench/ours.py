@@ -15,7 +15,7 @@ class TopK(Adapter):
         self.sae = make_sae(self.arch, d_in=cfg['d_in'], d_sae=cfg['d_sae'], k=cfg['k'], seed=cfg['seed'])
     def step(self, x):
         if self.run is None: # as train does: start in the middle of the data; here the first batch is all there is to see
-            self.run = Run(x, self.sae, TrainConfig(steps=10**6, lr=self.cfg['lr'], warmup=0, decay=0., scale=False, clip=1e9))
+            self.run = Run(x, self.sae, TrainConfig(steps=10**6, lr=self.cfg['lr'], warmup=0, decay=0., scale=False, clip=1e9, dead_after=10_000_000)) # the data have 65,536 rows: nothing can be dead within these steps
         train_step(self.run, x)
     @torch.no_grad()
     def recon(self, x): return self.sae.decode(self.sae.train_codes(x))
