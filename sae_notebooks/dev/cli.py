@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['extract', 'verify', 'push', 'fetch', 'train', 'measure', 'page', 'run', 'docs', 'readme', 'data', 'app', 'main']
 
-# %% ../../nbs/dev/30_cli.ipynb #5aa23657
+# %% ../../nbs/dev/30_cli.ipynb #b8282301
 import os
 import sys
 from pathlib import Path
 
 from ..core.files import BadInput, NotFound
 
-# %% ../../nbs/dev/30_cli.ipynb #0a886851
+# %% ../../nbs/dev/30_cli.ipynb #e0bb33fc
 def extract(
     data:str,                   # a folder of images, a .csv list, a .txt or .jsonl file of texts, or an embedded name such as photos
     model:str='small_image_text', # an embedded model, a folder, an open_clip or a transformers name
@@ -36,7 +36,7 @@ def extract(
     for _,why in store.skipped: print(f'skipped {why}')
     print(f'{out}: {store}')
 
-# %% ../../nbs/dev/30_cli.ipynb #8c2aa324
+# %% ../../nbs/dev/30_cli.ipynb #367584fa
 def verify(
     store:str, # a folder written by extract
 ):
@@ -62,13 +62,15 @@ def fetch(
     from sae_notebooks.acts.share import fetch as run
     print(f'{out}: {run(url, out)}')
 
-# %% ../../nbs/dev/30_cli.ipynb #0269c321
+# %% ../../nbs/dev/30_cli.ipynb #3626d2e0
 def train(
     store:str,             # a folder written by extract
-    arch:str='batchtopk',  # architecture: topk, batchtopk or matryoshka
+    arch:str='batchtopk',  # architecture: topk, batchtopk, matryoshka, relu, gated or jumprelu
     out:str='run/sae',     # folder for the SAE
     d_sae:int=1024,        # number of features
-    k:int=16,              # features on in a row
+    k:int=16,              # features on in a row, for topk, batchtopk and matryoshka
+    penalty:float=0.,      # weight of l1 (relu, gated) or l0 (jumprelu); 0: the architecture's default
+    held_out:str='',       # a store to evaluate on while training
     steps:int=1000,        # optimiser steps
     batch_size:int=512,    # rows in each
     lr:float=0.,           # learning rate; 0: by rule
@@ -80,13 +82,16 @@ def train(
     "Train an SAE on a store."
     from sae_notebooks.acts.store import ActStore
     from sae_notebooks.training.loop import train as run
-    sae = run(ActStore(store), arch, out, dict(d_sae=d_sae,k=k,seed=seed), device, steps=steps, batch_size=batch_size, lr=lr or None, lr_rule=lr_rule, seed=seed, checkpoint_every=checkpoint_every)
+    own = dict(relu='l1', gated='l1', jumprelu='l0').get(arch)
+    options = dict(d_sae=d_sae, seed=seed, **({own:penalty} if own and penalty else {} if own else dict(k=k)))
+    sae = run(ActStore(store), arch, out, options, device, held_out=ActStore(held_out) if held_out else None, steps=steps, batch_size=batch_size, lr=lr or None, lr_rule=lr_rule, seed=seed, checkpoint_every=checkpoint_every)
     last = sae.history.iloc[-1]
-    print(f'{out}: {sae}, FVE {last.fve:.3f} on training rows, L0 {last.l0:.1f}, {int(last.dead)} dead')
+    held = f', {last.held_fve:.3f} on held-out rows' if held_out else ''
+    print(f'{out}: {sae}, FVE {last.fve:.3f} on training rows{held}, L0 {last.l0:.1f}, {int(last.dead)} dead')
 
-# %% ../../nbs/dev/30_cli.ipynb #079c62da
+# %% ../../nbs/dev/30_cli.ipynb #2826a3fe
 def measure(
-    sae:str,                 # a folder written by train
+    sae:str,                 # a folder written by train or another library, or a name on the Hugging Face hub
     store:str,               # activations of images, a folder written by extract
     judge:str,               # the same images by an independent evaluation encoder, a folder written by extract
     out:str='run/report',    # folder for the report
@@ -94,12 +99,12 @@ def measure(
     "Score every feature: MS with intervals, floor, class purity, top images."
     from sae_notebooks.acts.store import ActStore
     from sae_notebooks.metrics.report import measure as run
-    from sae_notebooks.saes.base import load_sae
-    report = run(load_sae(sae), ActStore(store), ActStore(judge))
+    from sae_notebooks.saes.interop import from_pretrained
+    report = run(from_pretrained(sae), ActStore(store), ActStore(judge))
     report.save(out)
     print(f'{out}: {report}')
 
-# %% ../../nbs/dev/30_cli.ipynb #4a187f49
+# %% ../../nbs/dev/30_cli.ipynb #69a7a625
 def page(
     report:str,                  # a folder written by measure
     images:str,                  # the images that were measured
@@ -117,7 +122,7 @@ def page(
     plain = {k:v for k,v in r.summary.items() if isinstance(v,(int,float,str))}
     print(write_page(out, r.features.round(4), r.top_items, r.top_acts, ims.__getitem__, lambda i: ims.labels[i] or ims.items.file.iloc[i], title=title, summary=plain, floor=r.summary['floor'], sort_by=sort_by, n_each=n_each))
 
-# %% ../../nbs/dev/30_cli.ipynb #71a7b2f1
+# %% ../../nbs/dev/30_cli.ipynb #c1400063
 def run(
     notebook:str,          # a notebook, e.g. nbs/tutorials/01_first_sae.ipynb
     param:list[str]=[],    # name=value, for its parameters cell; may be repeated
@@ -135,7 +140,7 @@ def run(
     nb = run_nb(notebook, params={k:value(v) for k,v in (p.split('=',1) for p in param)}, device=device or None)
     print((page_html(nb, nb.with_suffix('.html')) if html else nb).resolve())
 
-# %% ../../nbs/dev/30_cli.ipynb #e51c85b2
+# %% ../../nbs/dev/30_cli.ipynb #2e3430c8
 def docs(
     out:str='_docs', # folder for the site
 ):
@@ -143,27 +148,27 @@ def docs(
     from sae_notebooks.dev.docs import build_site
     print(build_site(out))
 
-# %% ../../nbs/dev/30_cli.ipynb #ea490459
+# %% ../../nbs/dev/30_cli.ipynb #b8c15444
 def readme():
     "README.md from nbs/index.ipynb."
     from sae_notebooks.dev.docs import readme as make
     print(make())
 
-# %% ../../nbs/dev/30_cli.ipynb #6426a4df
+# %% ../../nbs/dev/30_cli.ipynb #9c77f1c5
 def data():
     "List what ships with the project, and check it against its hashes."
     from sae_notebooks.core.data import catalogue, verify
     print(catalogue().drop(columns='path').to_string())
     print(f'{verify()} files as they should be')
 
-# %% ../../nbs/dev/30_cli.ipynb #fc25ea6b
+# %% ../../nbs/dev/30_cli.ipynb #c845a9a3
 def _docments(fn):
     "The comment behind each argument in a function's source."
     import inspect, re
     found = re.findall(r'^ {4}(\w+):.*?#\s*(.*)$', inspect.getsource(fn), re.M)
     return dict(found)
 
-# %% ../../nbs/dev/30_cli.ipynb #897fee0c
+# %% ../../nbs/dev/30_cli.ipynb #4b9b66b7
 def _command(fn):
     "A typer command whose help is the function's docments: arguments without a default come by position."
     import inspect, typer
@@ -174,7 +179,7 @@ def _command(fn):
     wrapped.__signature__,wrapped.__name__,wrapped.__doc__ = inspect.Signature(ps),fn.__name__,fn.__doc__
     return wrapped
 
-# %% ../../nbs/dev/30_cli.ipynb #4c2d56cf
+# %% ../../nbs/dev/30_cli.ipynb #18965807
 def app():
     "The command line as a typer application."
     import typer
@@ -182,7 +187,7 @@ def app():
     for fn in (extract, verify, push, fetch, train, measure, page, run, docs, readme, data): cli.command()(_command(fn))
     return cli
 
-# %% ../../nbs/dev/30_cli.ipynb #529c9f72
+# %% ../../nbs/dev/30_cli.ipynb #9792e327
 def main(
     argv:list|None=None, # arguments, default those of the process
 ):

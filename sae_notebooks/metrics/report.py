@@ -6,7 +6,7 @@
 __all__ = ['top_examples', 'FeatureReport', 'load_report', 'one_row_each', 'encode_rows', 'score_features', 'measure', 'compare',
            'verdicts']
 
-# %% ../../nbs/metrics/80_report.ipynb #4825b03a
+# %% ../../nbs/metrics/80_report.ipynb #2a60a34c
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from .monosemanticity import MonosemanticityScore, bootstrap, jackknife, lift, m
 from .reconstruction import Reconstruction
 from ..saes.base import SAE
 
-# %% ../../nbs/metrics/80_report.ipynb #1397cf8a
+# %% ../../nbs/metrics/80_report.ipynb #4da01d52
 def top_examples(
     codes:Codes, # (n, d_sae)
     m:int=9,     # images for each feature
@@ -38,7 +38,7 @@ def top_examples(
     rows[col[keep],rank[keep]],acts[col[keep],rank[keep]] = row[keep],val[keep]
     return rows,acts
 
-# %% ../../nbs/metrics/80_report.ipynb #f1bcbd77
+# %% ../../nbs/metrics/80_report.ipynb #a26e7739
 @dataclass
 class FeatureReport:
     "What is known about the features of an SAE."
@@ -58,7 +58,7 @@ class FeatureReport:
         write_json(path/'report.json', self.summary)
         return path
 
-# %% ../../nbs/metrics/80_report.ipynb #66f27e96
+# %% ../../nbs/metrics/80_report.ipynb #44335380
 def load_report(
     path:str|Path, # a folder that FeatureReport.save wrote
 )->FeatureReport:
@@ -71,7 +71,7 @@ def load_report(
     if len(features)!=len(t['items'][0]): raise BadInput(f'{path}: report.csv has {len(features)} features, examples.safetensors {len(t["items"][0])}')
     return FeatureReport(features, read_json(path/'report.json'), np.array(t['items'][0]), np.array(t['acts'][0]))
 
-# %% ../../nbs/metrics/80_report.ipynb #16f1614f
+# %% ../../nbs/metrics/80_report.ipynb #bac2f290
 def one_row_each(
     store:ActStore, # any
 )->np.ndarray: # positions of the rows, one for each item that has any
@@ -79,7 +79,7 @@ def one_row_each(
     item = store.item
     return np.unique(item, return_index=True)[1]
 
-# %% ../../nbs/metrics/80_report.ipynb #ca29a3c5
+# %% ../../nbs/metrics/80_report.ipynb #ecc4e17e
 @torch.no_grad()
 def encode_rows(
     sae:SAE,            # a trained SAE
@@ -92,13 +92,13 @@ def encode_rows(
     "Features of some rows of a store."
     out = []
     for lo in progress_bar(range(0,len(rows),batch_size), show=progress, desc='encode', unit='batch'):
-        x = store[rows[lo:lo+batch_size]].to(sae.W_enc.device)
+        x = store[rows[lo:lo+batch_size]].to(sae.enc.device)
         codes = sae.codes(x)
-        if recon is not None: recon.update(x.cpu(), sae.decode(codes).cpu(), codes.to('cpu'))
+        if recon is not None: recon.update(x.cpu(), sae.restore(sae.decode(codes),x).cpu(), codes.to('cpu'))
         out.append(codes.to('cpu'))
     return cat_codes(out)
 
-# %% ../../nbs/metrics/80_report.ipynb #e29684bb
+# %% ../../nbs/metrics/80_report.ipynb #584b4ac5
 def score_features(
     codes,             # features of n images: Codes, or dense (n, d_sae)
     emb:Tensor,        # evaluation embeddings, (n, d_emb)
@@ -118,7 +118,7 @@ def score_features(
         extra['purity_floor'] = p.floor()
     return df.rename_axis('feature'),extra
 
-# %% ../../nbs/metrics/80_report.ipynb #7575d277
+# %% ../../nbs/metrics/80_report.ipynb #f9781ea7
 def measure(
     sae:SAE,           # a trained SAE
     store:ActStore,    # activations of images, best of ones it was not trained on
@@ -147,7 +147,7 @@ def measure(
         sae=sae.cfg, model=store.meta.get('model'), point=store.meta.get('point'), evaluator=emb.meta.get('model'), made_by=made_by())
     return FeatureReport(features, {k:(None if isinstance(v,float) and not np.isfinite(v) else v) for k,v in summary.items()}, np.where(top>=0, item[top], -1), acts)
 
-# %% ../../nbs/metrics/80_report.ipynb #23d44ab8
+# %% ../../nbs/metrics/80_report.ipynb #946c6809
 def compare(
     sources:dict,      # name -> features of the same images: Codes or dense (n, d)
     emb:Tensor,        # evaluation embeddings, (n, d_emb)

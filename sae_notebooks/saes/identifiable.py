@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['matched_cosines', 'mcc', 'digons', 'sparse_rows', 'recovered']
 
-# %% ../../nbs/saes/85_identifiable.ipynb #d4aadbaf
+# %% ../../nbs/saes/85_identifiable.ipynb #bc5796c6
 import itertools
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.files import BadInput
 from ..core.synthetic import stream
 
-# %% ../../nbs/saes/85_identifiable.ipynb #9cdb07e0
+# %% ../../nbs/saes/85_identifiable.ipynb #2e3b4360
 def matched_cosines(
     W_dec:Tensor,      # learnt directions, (d_sae, d_in)
     directions:Tensor, # true ones, (n_features, d_in)
@@ -27,6 +27,7 @@ def matched_cosines(
     r,c = linear_sum_assignment(-cos.numpy())
     return torch.zeros(len(directions),dtype=torch.double).index_put((torch.from_numpy(r),), cos[r,c])
 
+# %% ../../nbs/saes/85_identifiable.ipynb #c3d99e35
 def mcc(
     W_dec:Tensor,      # learnt directions, (d_sae, d_in)
     directions:Tensor, # true ones, (n_features, d_in)
@@ -34,7 +35,7 @@ def mcc(
     "The mean cosine under the best matching."
     return matched_cosines(W_dec, directions).mean().item()
 
-# %% ../../nbs/saes/85_identifiable.ipynb #364994ea
+# %% ../../nbs/saes/85_identifiable.ipynb #530cc699
 def digons(
     n_p:int,     # dimensions
     seed:int=0,  # of the rotation
@@ -43,6 +44,7 @@ def digons(
     q,_ = torch.linalg.qr(torch.randn(n_p, n_p, generator=stream('rotation',seed)))
     return torch.cat([q,-q])
 
+# %% ../../nbs/saes/85_identifiable.ipynb #f2cf8165
 def sparse_rows(
     n:int,       # rows
     n_features:int,
@@ -52,7 +54,7 @@ def sparse_rows(
     "Features uniform on (0,1) with probability 1-S, else 0."
     return torch.rand(n, n_features, generator=g)*(torch.rand(n, n_features, generator=g)<1-S)
 
-# %% ../../nbs/saes/85_identifiable.ipynb #83d458d1
+# %% ../../nbs/saes/85_identifiable.ipynb #4b75e89d
 def recovered(
     n_m:int,               # features of the SAE
     mode:str,              # plain, l1 or top1

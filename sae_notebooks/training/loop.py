@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Run', 'train_step', 'evaluate', 'train']
 
-# %% ../../nbs/training/20_loop.ipynb #212c7d39
+# %% ../../nbs/training/20_loop.ipynb #573ff316
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .group import find_group
 from .log import JsonLines
 from .rules import aux_loss, clip_in_optimiser, drop_parallel, follow, learning_rate, resample
 
-# %% ../../nbs/training/20_loop.ipynb #d7f973de
+# %% ../../nbs/training/20_loop.ipynb #5c478cd1
 @dataclass
 class TrainConfig:
     "How to train. Together with the SAE's `cfg` and the data this decides every bit of the result."
@@ -55,7 +55,7 @@ class TrainConfig:
         if not 0<=self.average<1 or not self.clip>0: raise BadInput('average must lie in [0,1) and clip above 0')
         self.betas = tuple(self.betas)
 
-# %% ../../nbs/training/20_loop.ipynb #81b09de1
+# %% ../../nbs/training/20_loop.ipynb #857d5a78
 class Run:
     "Everything that changes while training: weights, optimiser, counters, history."
     def __init__(self,
@@ -100,7 +100,7 @@ class Run:
         self.idle.copy_(tensors['idle'])
         self.step,self.history,self.best,self.stale = meta['step'],meta['history'],meta['best'],meta['stale']
 
-# %% ../../nbs/training/20_loop.ipynb #55b60777
+# %% ../../nbs/training/20_loop.ipynb #672efd9a
 def train_step(
     run:Run, # the state of a run
     x:Tensor, # one batch, scaled, (n, d_in)
@@ -126,19 +126,19 @@ def train_step(
     if run.avg: follow(run.avg, sae, cfg.average)
     return fit
 
-# %% ../../nbs/training/20_loop.ipynb #5f4890f6
+# %% ../../nbs/training/20_loop.ipynb #19a8a6b7
 def _set_rate(opt, lr):
     for g in opt.param_groups:
         if isinstance(g['lr'], Tensor): g['lr'].fill_(lr)
         else: g['lr'] = lr
 
-# %% ../../nbs/training/20_loop.ipynb #83056866
+# %% ../../nbs/training/20_loop.ipynb #db48d601
 def _log(run, x, fit):
     fve = 1-(x-fit.recons.detach()).square().sum()/(x-x.mean(0)).square().sum()
     parts = {f'loss_{k}':v.item() for k,v in fit.terms.items()} if len(fit.terms)>1 else {}
     return dict(step=run.step, loss=fit.loss.item(), fve=fve.item(), l0=fit.l0, dead=(run.idle>=run.dead_after).sum().item(), **parts)
 
-# %% ../../nbs/training/20_loop.ipynb #ca3977f5
+# %% ../../nbs/training/20_loop.ipynb #9919f168
 @torch.no_grad()
 def evaluate(
     sae:SAE,        # trained on x/scale
@@ -153,14 +153,14 @@ def evaluate(
     for lo in range(0, len(held_out), batch_size):
         x = held_out[np.arange(lo, min(lo+batch_size,len(held_out)))].float().to(dev)/scale
         codes = sae.codes(x)
-        err += (x-sae.decode(codes)).double().square().sum().item(); n_on += (codes.val!=0).sum().item()
+        err += (x-sae.restore(sae.decode(codes),x)).double().square().sum().item(); n_on += (codes.val!=0).sum().item()
         fired[codes.idx[codes.val!=0].cpu()] = True
         total += x.double().square().sum().item(); sums = sums+x.double().sum(0)
     sae.train(was)
     var = total-(sums.square().sum()/len(held_out)).item()
     return dict(fve=1-err/var if var>0 else float('nan'), l0=n_on/len(held_out), silent=(~fired).float().mean().item())
 
-# %% ../../nbs/training/20_loop.ipynb #ebe4f854
+# %% ../../nbs/training/20_loop.ipynb #31ba2fbb
 def _held(run, held_out, scores):
     sae = _result(run)
     row = {f'held_{k}':v for k,v in evaluate(sae, held_out, run.scale).items()}
@@ -171,7 +171,7 @@ def _held(run, held_out, scores):
     run.best,run.stale = max(run.best, row['held_fve']),0 if gain else run.stale+1
     return row
 
-# %% ../../nbs/training/20_loop.ipynb #4c777b45
+# %% ../../nbs/training/20_loop.ipynb #1e5325d2
 def _result(run):
     "A copy of the SAE as it would be if the run ended here."
     last = run.group.whole(run.sae)
@@ -181,7 +181,7 @@ def _result(run):
     if hasattr(sae,'calibrate'): sae.calibrate(run.sample)
     return sae
 
-# %% ../../nbs/training/20_loop.ipynb #9a52b11b
+# %% ../../nbs/training/20_loop.ipynb #412585e4
 def train(
     store,                     # an ActStore, or a tensor (n, d_in)
     sae:SAE|str,               # a fresh SAE, or an architecture's name with d_sae and its options in sae_options
@@ -222,7 +222,7 @@ def train(
             bar.update()
     return _finish(run, out, ckpt, key, store)
 
-# %% ../../nbs/training/20_loop.ipynb #6305404d
+# %% ../../nbs/training/20_loop.ipynb #faecd422
 def _report(run, x, fit, held_out, scores, loggers, bar):
     cfg,end = run.cfg,run.step==run.cfg.steps
     row = _log(run, x, fit) if run.step%cfg.log_every==0 or end else {}
@@ -232,20 +232,20 @@ def _report(run, x, fit, held_out, scores, loggers, bar):
     for log in loggers: log(row)
     bar.set_postfix({k:f'{v:.3g}' for k,v in row.items() if k!='step'})
 
-# %% ../../nbs/training/20_loop.ipynb #54aaaff0
+# %% ../../nbs/training/20_loop.ipynb #ac4355fe
 def _stop_if_lost(run, fit, data, ckpt):
     if run.opt.found_inf.item()==0: return
     rows = data.rows(run.step-1)
     last = f'the last good checkpoint is {ckpt}' if ckpt and ckpt.is_file() else 'there is no checkpoint'
     raise BadInput(f'the loss or its gradient is not finite at step {run.step} (loss {fit.loss.item()}), on rows {rows[:5].tolist()} … {rows[-1]} of the store: lower lr, or look at these rows; {last}')
 
-# %% ../../nbs/training/20_loop.ipynb #90401a9b
+# %% ../../nbs/training/20_loop.ipynb #c98dcff6
 def _key(store, sae, cfg, labels, metric, held_out):
     same = lambda t: t.id if isinstance(t, ActStore) else None if t is None else [list(t.shape), t.double().sum().item(), t.double().square().sum().item()]
     settings = {k:v for k,v in asdict(cfg).items() if k not in ('checkpoint_every',)}
     return fingerprint([sae.cfg, settings, same(store), same(labels), repr(metric), same(held_out)])
 
-# %% ../../nbs/training/20_loop.ipynb #fb55103e
+# %% ../../nbs/training/20_loop.ipynb #8fef61ec
 def _finish(run, out, ckpt, key, store):
     sae,history = fold_scale(_result(run).eval(), run.scale),pd.DataFrame(run.history)
     if out and run.group.rank==0:
@@ -256,7 +256,7 @@ def _finish(run, out, ckpt, key, store):
     run.full.eval().history = history
     return run.full
 
-# %% ../../nbs/training/20_loop.ipynb #7a9bb8fd
+# %% ../../nbs/training/20_loop.ipynb #a6d1f54b
 def _finished(out, key):
     if read_json(out/'cfg.json').get('metadata',{}).get('key')!=key: raise BadInput(f'{out} already holds an SAE trained with other settings or data: name another folder')
     sae = load_sae(out)
