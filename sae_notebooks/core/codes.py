@@ -6,7 +6,7 @@
 __all__ = ['Codes', 'dense_to_codes', 'flat_to_codes', 'cat_codes', 'slice_codes', 'row_dots', 'turn', 'feature_sums',
            'sparse_decode']
 
-# %% ../../nbs/core/30_codes.ipynb #98bc1cc8
+# %% ../../nbs/core/30_codes.ipynb #cc67b10e
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .files import BadInput
 
-# %% ../../nbs/core/30_codes.ipynb #11b9f62d
+# %% ../../nbs/core/30_codes.ipynb #fbbfa9b6
 @dataclass
 class Codes:
     "Sparse `feature_acts`, in compressed sparse rows."
@@ -37,7 +37,7 @@ class Codes:
 
 def _nodtype(kw): return {k:v for k,v in kw.items() if k!='dtype'}
 
-# %% ../../nbs/core/30_codes.ipynb #6a897e9b
+# %% ../../nbs/core/30_codes.ipynb #4e5ad039
 def dense_to_codes(
     feature_acts:Tensor, # (n, d_sae)
 )->Codes:
@@ -47,7 +47,7 @@ def dense_to_codes(
     row_ptr = F.pad(torch.bincount(r, minlength=len(feature_acts)).cumsum(0), (1,0))
     return Codes(row_ptr, c, feature_acts[r,c], feature_acts.shape[1])
 
-# %% ../../nbs/core/30_codes.ipynb #b760bb0a
+# %% ../../nbs/core/30_codes.ipynb #d9b164c1
 def flat_to_codes(
     flat:Tensor,      # positions in the flattened (n, d_sae) matrix, any order, (nnz,)
     val:Tensor,       # values there, (nnz,)
@@ -59,7 +59,7 @@ def flat_to_codes(
     row_ptr = torch.searchsorted(flat, torch.arange(n+1, device=flat.device)*d_sae)
     return Codes(row_ptr, flat%d_sae, val[order], d_sae)
 
-# %% ../../nbs/core/30_codes.ipynb #39c56fa2
+# %% ../../nbs/core/30_codes.ipynb #351b6f3c
 def cat_codes(
     batches:list, # Codes of the same width
 )->Codes:
@@ -68,7 +68,7 @@ def cat_codes(
     ptr = torch.cat([b.row_ptr[:-1]+e for b,e in zip(batches,ends)]+[batches[0].row_ptr.new_tensor([ends[-1]])])
     return Codes(ptr, torch.cat([b.idx for b in batches]), torch.cat([b.val for b in batches]), batches[0].d_sae)
 
-# %% ../../nbs/core/30_codes.ipynb #be29346f
+# %% ../../nbs/core/30_codes.ipynb #d410b5f2
 def slice_codes(
     codes:Codes, # (n, d_sae)
     lo:int,      # first row
@@ -78,10 +78,10 @@ def slice_codes(
     a,b = codes.row_ptr[lo].item(),codes.row_ptr[hi].item()
     return Codes(codes.row_ptr[lo:hi+1]-a, codes.idx[a:b], codes.val[a:b], codes.d_sae)
 
-# %% ../../nbs/core/30_codes.ipynb #75ae15b4
+# %% ../../nbs/core/30_codes.ipynb #6e288ba8
 def _bag(idx, W, ptr, val): return F.embedding_bag(idx, W.detach(), ptr, mode='sum', per_sample_weights=val.detach(), include_last_offset=True)
 
-# %% ../../nbs/core/30_codes.ipynb #fef1dad4
+# %% ../../nbs/core/30_codes.ipynb #f1a16047
 def row_dots(
     a:Tensor,    # one vector for each row, (n, d)
     W:Tensor,    # one vector for each feature, (d_sae, d)
@@ -90,18 +90,19 @@ def row_dots(
     "The dot product of `a[row]` and `W[feature]` for each entry, without gathering either: `embedding_bag`'s own gradient."
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(a.contiguous(), W, codes.idx, codes.row_ptr[:-1], codes.rows, 0)
 
-# %% ../../nbs/core/30_codes.ipynb #f7cd83aa
+# %% ../../nbs/core/30_codes.ipynb #f18923b1
 def turn(
     codes:Codes, # (n, d_sae)
 )->tuple:        # where each feature begins, (d_sae+1,); the row of each entry, (nnz,); the entry's place in codes, (nnz,)
     "The entries by feature instead of by row. Computed once for one set of places."
     if 'turned' not in codes.known:
-        idx,order = codes.idx.int().sort(stable=True)
-        ptr = torch.searchsorted(idx, torch.arange(codes.d_sae+1, device=idx.device, dtype=torch.int32))
+        small = torch.int16 if codes.d_sae<2**15 else torch.int32 # short numbers sort faster
+        idx,order = codes.idx.to(small).sort(stable=True)
+        ptr = torch.searchsorted(idx, torch.arange(codes.d_sae+1, device=idx.device, dtype=small))
         codes.known['turned'] = ptr,codes.rows[order],order
     return codes.known['turned']
 
-# %% ../../nbs/core/30_codes.ipynb #2cbe6ba1
+# %% ../../nbs/core/30_codes.ipynb #4ef25ae8
 def feature_sums(
     codes:Codes, # whose places count, (n, d_sae)
     val:Tensor,  # a weight for each entry, (nnz,)
@@ -111,7 +112,7 @@ def feature_sums(
     ptr,rows,order = turn(codes)
     return _bag(rows, x.contiguous(), ptr, val[order])
 
-# %% ../../nbs/core/30_codes.ipynb #53fba9c6
+# %% ../../nbs/core/30_codes.ipynb #f852db74
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, val, W_dec, codes):
@@ -124,7 +125,7 @@ class _Decode(torch.autograd.Function):
         return (row_dots(g, W_dec, ctx.codes) if ctx.needs_input_grad[0] else None,
                 feature_sums(ctx.codes, val, g) if ctx.needs_input_grad[1] else None, None)
 
-# %% ../../nbs/core/30_codes.ipynb #9e281888
+# %% ../../nbs/core/30_codes.ipynb #73c1f56f
 def sparse_decode(
     codes:Codes,  # (n, d_sae)
     W_dec:Tensor, # dictionary, (d_sae, d_in)

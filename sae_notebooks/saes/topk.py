@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['topk_acts', 'batch_topk_acts', 'TopKSAE', 'above', 'BatchTopKSAE']
 
-# %% ../../nbs/saes/30_topk.ipynb #6be317d4
+# %% ../../nbs/saes/30_topk.ipynb #da28d7a8
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..core.files import BadInput
 from .base import SAE, register
 from .select import above_floor, batch_topk, batch_topk_rounded, batch_topk_screened, row_codes, screening_pays, topk_rounded, topk_rows, topk_screened
 
-# %% ../../nbs/saes/30_topk.ipynb #09551abd
+# %% ../../nbs/saes/30_topk.ipynb #1a40c747
 def topk_acts(
     pre_acts:Tensor, # (n, d_sae)
     k:int,           # most features on in a row
@@ -24,7 +24,7 @@ def topk_acts(
     val,idx = pre_acts.topk(min(k,pre_acts.shape[1]), dim=1)
     return torch.zeros_like(pre_acts).scatter(1, idx, val.relu())
 
-# %% ../../nbs/saes/30_topk.ipynb #fa76dec5
+# %% ../../nbs/saes/30_topk.ipynb #d048e9e3
 def batch_topk_acts(
     pre_acts:Tensor, # (n, d_sae)
     k:int,           # features on in a row, on average over the batch
@@ -33,7 +33,7 @@ def batch_topk_acts(
     val,idx = pre_acts.flatten().topk(min(k*len(pre_acts), pre_acts.numel()))
     return torch.zeros_like(pre_acts).flatten().scatter(0, idx, val.relu()).view_as(pre_acts)
 
-# %% ../../nbs/saes/30_topk.ipynb #e89dafa1
+# %% ../../nbs/saes/30_topk.ipynb #84e88c36
 @register
 class TopKSAE(SAE):
     "The `k` largest positive pre-activations of each row stay on (Gao et al. 2024)."
@@ -61,7 +61,7 @@ class TopKSAE(SAE):
         if (way:=self.way(xc))=='float32': return row_codes(*topk_rows(F.linear(xc, self.enc, self.b_enc), self.cfg['k']), self.d_sae, drop=False)
         return dict(screened=topk_screened, rounded=topk_rounded)[way](xc, self.enc.detach(), self.b_enc.detach(), self.cfg['k'])
 
-# %% ../../nbs/saes/30_topk.ipynb #4e62850e
+# %% ../../nbs/saes/30_topk.ipynb #fd17368a
 def above(
     pre_acts:Tensor,  # (n, d_sae)
     threshold:Tensor, # () or (d_sae,), not negative
@@ -70,7 +70,7 @@ def above(
     flat = above_floor(pre_acts.detach(), threshold.item()) if threshold.ndim==0 else (pre_acts>threshold).flatten().nonzero().squeeze(1)
     return flat_to_codes(flat, pre_acts.flatten()[flat], *pre_acts.shape)
 
-# %% ../../nbs/saes/30_topk.ipynb #ad5fb484
+# %% ../../nbs/saes/30_topk.ipynb #d33591e8
 @register
 class BatchTopKSAE(TopKSAE):
     "The `k*n` largest pre-activations of a batch of `n` stay on; afterwards those above a threshold (Bussmann et al. 2024)."
