@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Order', 'room_for', 'Shuffled', 'clumping']
 
-# %% ../../nbs/acts/12_stream.ipynb #a4300ce1
+# %% ../../nbs/acts/12_stream.ipynb #5055e0c2
 import mmap
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.files import BadInput
 
-# %% ../../nbs/acts/12_stream.ipynb #727f91fd
+# %% ../../nbs/acts/12_stream.ipynb #d387c006
 class Order:
     "A seeded order of `n` rows for each epoch: blocks anywhere, rows anywhere in a window of blocks."
     def __init__(self,
@@ -61,7 +61,7 @@ class Order:
             out.append((w, int(max(lo,starts[w])-starts[w]), int(min(hi,starts[w+1])-starts[w])))
         return out
 
-# %% ../../nbs/acts/12_stream.ipynb #cab6b242
+# %% ../../nbs/acts/12_stream.ipynb #892bd36f
 def room_for(
     n:int,             # rows
     d:int,             # numbers in each
@@ -74,7 +74,7 @@ def room_for(
         except OSError: pass # a kernel without them
     return torch.frombuffer(m, dtype=dtype, count=n*d).view(n, d)
 
-# %% ../../nbs/acts/12_stream.ipynb #a22661ab
+# %% ../../nbs/acts/12_stream.ipynb #5f6c0f99
 class Shuffled:
     "Endless shuffled batches of a store; batch `step` depends on the store, the sizes, the seed and the step alone."
     def __init__(self,
@@ -121,7 +121,9 @@ class Shuffled:
 
     def _make(self, step):
         epoch,cuts = self._cuts(step)
-        if not self.disk: return self.store[self.rows(step)].float()
+        if not self.disk:
+            rows = self.rows(step)
+            return self.store[torch.from_numpy(rows).to(self.store.device, non_blocking=True) if isinstance(self.store,Tensor) else rows].float()
         out,to = torch.empty(sum(b-a for _,a,b in cuts), self.store.d_in),0
         for w,a,b in cuts:
             x,places = self._window(epoch,w)
@@ -137,7 +139,7 @@ class Shuffled:
         self._next = {step+1:self._pool.submit(self._make, step+1)}
         return out
 
-# %% ../../nbs/acts/12_stream.ipynb #f0efc48f
+# %% ../../nbs/acts/12_stream.ipynb #a88fe539
 def clumping(
     stream:Shuffled,   # whose batches are looked at
     groups:np.ndarray, # a group for each row of the store, (n,)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Stack', 'train_many']
 
-# %% ../../nbs/training/30_sweep.ipynb #67d6ee0e
+# %% ../../nbs/training/30_sweep.ipynb #7ebebb9a
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from .checkpoint import load_state, optim_tensors, restore_optim, save_state
 from .loop import TrainConfig, train
 from .rules import aux_loss, learning_rate
 
-# %% ../../nbs/training/30_sweep.ipynb #4c3dbfb9
+# %% ../../nbs/training/30_sweep.ipynb #b27a62cc
 class _PickedStack(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, enc, b_enc, b_dec, codes, val):
@@ -41,7 +41,7 @@ class _PickedStack(torch.autograd.Function):
         dW -= db.view(S,-1,1)*b_dec[:,None]
         return None,dW.view(-1,d),db,-torch.bmm(db.view(S,1,-1), enc.view(S,-1,d)).squeeze(1),None,None
 
-# %% ../../nbs/training/30_sweep.ipynb #609714c8
+# %% ../../nbs/training/30_sweep.ipynb #f5ef98a5
 class Stack(nn.Module):
     "SAEs of one architecture (topk or batchtopk), `d_in` and `d_sae`, trained as one."
     def __init__(self,
@@ -89,7 +89,7 @@ class Stack(nn.Module):
         if self.batched: sae.threshold.copy_(self.threshold[s])
         return sae
 
-# %% ../../nbs/training/30_sweep.ipynb #e2a3aac0
+# %% ../../nbs/training/30_sweep.ipynb #332ddb80
 class _StackRun:
     def __init__(self, saes, cfg, sample, n_rows, device):
         self.cfg,self.step,self.history = cfg,0,[[] for _ in saes]
@@ -144,11 +144,11 @@ class _StackRun:
         dead = (self.idle>=self.dead_after).view(self.stack.S,-1).sum(1)
         for h,*v in zip(self.history, loss.tolist(), fve.tolist(), l0.tolist(), dead.tolist()): h.append(dict(step=self.step, **dict(zip(('loss','fve','l0','dead'),v))))
 
-# %% ../../nbs/training/30_sweep.ipynb #ad3d6dc0
+# %% ../../nbs/training/30_sweep.ipynb #77ca9b49
 class _View: # as much of an SAE as aux_loss asks for
     def __init__(self, enc, b_enc, W_dec, b_dec): self.enc,self.b_enc,self.W_dec,self.b_dec,self.d_in = enc,b_enc,W_dec,b_dec,enc.shape[1]
 
-# %% ../../nbs/training/30_sweep.ipynb #157cb521
+# %% ../../nbs/training/30_sweep.ipynb #4ceb9df8
 def train_many(
     store,                  # an ActStore, or a tensor (n, d_in)
     grid:list,              # a dict for each SAE: architecture, d_sae, k, seed …
@@ -169,7 +169,7 @@ def train_many(
     if groups: done.update(_train_stacks(store, saes, list(groups.values()), cfg, out and make_folder(out), device, progress))
     return [done[i] for i in range(len(saes))]
 
-# %% ../../nbs/training/30_sweep.ipynb #a429ecf0
+# %% ../../nbs/training/30_sweep.ipynb #f33c1250
 def _train_stacks(store, saes, groups, cfg, out, device, progress):
     sample = store[np.linspace(0, len(store)-1, min(len(store),4096)).astype(int)].float()
     scale = sample.double().square().sum(1).mean().sqrt().item() if cfg.scale else 1.
