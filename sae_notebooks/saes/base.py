@@ -6,7 +6,7 @@
 __all__ = ['architectures', 'picked', 'Fit', 'SAE', 'squared', 'geometric_median', 'fold_scale', 'unit_atoms', 'fold_norms',
            'register', 'make_sae', 'save_sae', 'fill', 'load_sae', 'sound']
 
-# %% ../../nbs/saes/10_base.ipynb #b174ab3c
+# %% ../../nbs/saes/10_base.ipynb #f418d993
 import importlib.util
 import pkgutil
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from ..core.codes import Codes, dense_to_codes, feature_sums, flat_to_codes, sparse_decode
 from ..core.files import BadInput, NotFound, atomic, made_by, read_json, write_json
 
-# %% ../../nbs/saes/10_base.ipynb #283ae7b6
+# %% ../../nbs/saes/10_base.ipynb #e4c99210
 class _Picked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, xc, enc, b_enc, b_dec, codes):
         ctx.save_for_backward(xc, enc); ctx.codes = codes
-        return codes.val
+        return codes.val.to(enc.dtype) # under autocast it may be bfloat16
 
     @staticmethod
     def backward(ctx, g):
@@ -32,7 +32,7 @@ class _Picked(torch.autograd.Function):
         db = g.new_zeros(codes.d_sae).index_add_(0, codes.idx, g)
         return None, feature_sums(codes, g, xc), db, -(db@enc) if ctx.needs_input_grad[3] else None, None
 
-# %% ../../nbs/saes/10_base.ipynb #c706fa06
+# %% ../../nbs/saes/10_base.ipynb #6e52ff55
 def picked(
     xc:Tensor,    # inputs less b_dec, (n, d_in)
     enc:Tensor,   # encoder by feature, (d_sae, d_in)
@@ -43,7 +43,7 @@ def picked(
     "The selected pre-activations, with gradients to encoder and biases that cost as much as there are entries."
     return _Picked.apply(xc, enc, b_enc, b_dec, codes)
 
-# %% ../../nbs/saes/10_base.ipynb #58fef344
+# %% ../../nbs/saes/10_base.ipynb #db84bd76
 @dataclass
 class Fit:
     "What one training pass over a batch computed."
@@ -60,7 +60,7 @@ class Fit:
         c = self.codes
         return (c!=0).any(0) if isinstance(c, Tensor) else torch.zeros(c.d_sae, device=c.idx.device).scatter_add_(0, c.idx, (c.val!=0).float())>0
 
-# %% ../../nbs/saes/10_base.ipynb #ff781ee8
+# %% ../../nbs/saes/10_base.ipynb #eaa2bf9e
 class SAE(nn.Module):
     "Weights and the parts that all architectures share."
     architecture,defaults = None,{}
@@ -145,7 +145,7 @@ class SAE(nn.Module):
         loss,recons = self.recon_loss(x, codes, metric)
         return Fit(dict(recon=loss, **self.penalties(x, codes, ramp)), recons, codes)
 
-# %% ../../nbs/saes/10_base.ipynb #58747ac3
+# %% ../../nbs/saes/10_base.ipynb #3646980c
 def squared(
     resid:Tensor, # a reconstruction less x, (n, d_in)
     metric=None,  # a linear map of residuals
@@ -153,7 +153,7 @@ def squared(
     "Mean squared length."
     return (resid if metric is None else metric(resid)).square().sum(1).mean()
 
-# %% ../../nbs/saes/10_base.ipynb #09edf1d0
+# %% ../../nbs/saes/10_base.ipynb #46f5918b
 def geometric_median(
     x:Tensor,      # (n, d)
     steps:int=100, # at most
@@ -168,7 +168,7 @@ def geometric_median(
         m = new
     return m
 
-# %% ../../nbs/saes/10_base.ipynb #020f9842
+# %% ../../nbs/saes/10_base.ipynb #b49fae18
 @torch.no_grad()
 def fold_scale(
     sae:SAE,      # trained on x/scale
@@ -178,7 +178,7 @@ def fold_scale(
     sae.rescale(scale)
     return sae
 
-# %% ../../nbs/saes/10_base.ipynb #057f6fc2
+# %% ../../nbs/saes/10_base.ipynb #9f5000cd
 @torch.no_grad()
 def unit_atoms(
     sae:SAE, # any
@@ -187,7 +187,7 @@ def unit_atoms(
     for w in sae.W_dec.split(256): w.div_(w.norm(dim=1,keepdim=True).clamp_min_(1e-12)) # a little at a time, so that it is read once
     return sae
 
-# %% ../../nbs/saes/10_base.ipynb #c8a78f03
+# %% ../../nbs/saes/10_base.ipynb #c2327edc
 @torch.no_grad()
 def fold_norms(
     sae:SAE, # with atoms of any length
@@ -199,10 +199,10 @@ def fold_norms(
     sae.W_dec.div_(norm[:,None]); sae.enc.mul_(norm[:,None]); sae.grow(norm)
     return sae
 
-# %% ../../nbs/saes/10_base.ipynb #db74d181
+# %% ../../nbs/saes/10_base.ipynb #4646241a
 architectures = {}
 
-# %% ../../nbs/saes/10_base.ipynb #085e2399
+# %% ../../nbs/saes/10_base.ipynb #92d48bd6
 def register(
     cls:type, # a subclass of SAE with an architecture
 )->type:
@@ -210,12 +210,12 @@ def register(
     architectures[cls.architecture] = cls
     return cls
 
-# %% ../../nbs/saes/10_base.ipynb #744370c4
+# %% ../../nbs/saes/10_base.ipynb #e45cae0d
 def _import_all():
     "Each module of this layer registers what it defines."
     for m in pkgutil.iter_modules(importlib.util.find_spec('sae_notebooks.saes').submodule_search_locations): importlib.import_module(f'sae_notebooks.saes.{m.name}')
 
-# %% ../../nbs/saes/10_base.ipynb #065b50ec
+# %% ../../nbs/saes/10_base.ipynb #a5f65b87
 def make_sae(
     architecture:str, # a registered name
     **kw,             # d_in, d_sae, seed and the architecture's options
@@ -225,7 +225,7 @@ def make_sae(
     if architecture not in architectures: raise BadInput(f'no architecture {architecture!r}; there are: {", ".join(sorted(architectures))}')
     return architectures[architecture](**kw)
 
-# %% ../../nbs/saes/10_base.ipynb #d85ef3b9
+# %% ../../nbs/saes/10_base.ipynb #397c122e
 def save_sae(
     sae:SAE,            # any registered architecture
     path:str|Path,      # a folder
@@ -243,7 +243,7 @@ def save_sae(
         **({'k':sae.cfg['k'],'rescale_acts_by_decoder_norm':False} if sae.architecture=='topk' else {}),
         metadata=dict(training_architecture=sae.architecture, sae_notebooks=sae.cfg, made_by=made_by(), **(metadata or {}))))
 
-# %% ../../nbs/saes/10_base.ipynb #b575ac97
+# %% ../../nbs/saes/10_base.ipynb #da11c359
 @torch.no_grad()
 def fill(
     sae:SAE,      # whose weights are replaced
@@ -260,7 +260,7 @@ def fill(
         v.copy_(t)
     return sae.eval()
 
-# %% ../../nbs/saes/10_base.ipynb #bd079069
+# %% ../../nbs/saes/10_base.ipynb #0e9f3cb9
 def load_sae(
     path:str|Path,     # a folder that save_sae wrote
     strict:bool=True,  # refuse one that would answer, but wrongly
@@ -278,7 +278,7 @@ def load_sae(
     fill(sae, tensors, str(path))
     return sound(sae, str(path)) if strict else sae
 
-# %% ../../nbs/saes/10_base.ipynb #2667c565
+# %% ../../nbs/saes/10_base.ipynb #7e16cc8a
 def sound(
     sae:SAE,  # any
     where='', # for messages

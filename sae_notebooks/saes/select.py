@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['group_of', 'topk_rows', 'above_floor', 'batch_topk', 'low', 'round_off', 'exact', 'topk_screened', 'row_codes',
-           'batch_topk_screened', 'topk_rounded', 'batch_topk_rounded', 'screening_pays']
+           'batch_topk_screened', 'topk_rounded', 'topk_low', 'batch_topk_rounded', 'screening_pays']
 
-# %% ../../nbs/saes/20_select.ipynb #6a9c9107
+# %% ../../nbs/saes/20_select.ipynb #3a10ca64
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.codes import Codes, row_dots
 
-# %% ../../nbs/saes/20_select.ipynb #d7bf7e28
+# %% ../../nbs/saes/20_select.ipynb #d11e1dd9
 def group_of(
     d_sae:int, # width of a row
     k:int,     # how many are wanted
@@ -21,11 +21,11 @@ def group_of(
     "The largest group size up to 16 that divides the row and leaves at least `4*k` groups."
     return next((g for g in (16,8,4) if d_sae%g==0 and d_sae//g>=4*k), 1)
 
-# %% ../../nbs/saes/20_select.ipynb #f6ff475a
+# %% ../../nbs/saes/20_select.ipynb #700901c2
 def _maxima(z, g): return z.view(len(z), g, -1).amax(1)  # members of group j: j, j+d_sae/g, j+2*d_sae/g …
 def _members(grp, g, d_sae): return (grp[:,None,:]+torch.arange(g, device=grp.device)[None,:,None]*(d_sae//g)).flatten(1)
 
-# %% ../../nbs/saes/20_select.ipynb #150f406f
+# %% ../../nbs/saes/20_select.ipynb #b71094d4
 def topk_rows(
     z:Tensor,         # (n, d_sae)
     k:int,            # how many
@@ -38,7 +38,7 @@ def topk_rows(
     val,at = z.gather(1, idx).topk(k, dim=1, sorted=sorted)
     return val,idx.gather(1, at)
 
-# %% ../../nbs/saes/20_select.ipynb #eeec880e
+# %% ../../nbs/saes/20_select.ipynb #1c8b5c88
 def above_floor(
     z:Tensor,     # (n, d_sae)
     floor:float,  # candidates are larger
@@ -51,7 +51,7 @@ def above_floor(
     flat = (rows*d+grp)[:,None]+torch.arange(g, device=z.device)*(d//g)
     return flat[z.view(-1)[flat]>floor]
 
-# %% ../../nbs/saes/20_select.ipynb #eeec00a4
+# %% ../../nbs/saes/20_select.ipynb #0c6b07f1
 def batch_topk(
     z:Tensor,        # (n, d_sae)
     n_on:int,        # how many of the batch
@@ -63,7 +63,7 @@ def batch_topk(
     if floor>0 and len(flat)<n_on: flat = above_floor(z, 0.)
     return flat if len(flat)<=n_on else flat[z.view(-1)[flat].topk(n_on, sorted=False).indices.sort().values]
 
-# %% ../../nbs/saes/20_select.ipynb #7556ff69
+# %% ../../nbs/saes/20_select.ipynb #8dd6f209
 def low(
     xc:Tensor,    # inputs less b_dec, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -77,7 +77,7 @@ def low(
         return out
     return wider(xc,1.)@wider(enc,b_enc).T
 
-# %% ../../nbs/saes/20_select.ipynb #d5506c74
+# %% ../../nbs/saes/20_select.ipynb #26e699e8
 def round_off(
     xc:Tensor,    # inputs less b_dec, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -92,7 +92,7 @@ def round_off(
 
 _ULP = 2**-8 # largest relative error of rounding to bfloat16
 
-# %% ../../nbs/saes/20_select.ipynb #4cf87fb1
+# %% ../../nbs/saes/20_select.ipynb #00a607bd
 def exact(
     xc:Tensor,    # (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -104,7 +104,7 @@ def exact(
     "Pre-activations at full precision of the given features alone."
     return row_dots(xc, enc, Codes(ptr, idx, idx, len(enc), {} if rows is None else dict(rows=rows)))+b_enc[idx]
 
-# %% ../../nbs/saes/20_select.ipynb #eb53305b
+# %% ../../nbs/saes/20_select.ipynb #9cfc9006
 def topk_screened(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -123,13 +123,13 @@ def topk_screened(
     idx,ptr,rows = _by_row(flat, n, d)
     return _top_of(idx, ptr, rows, exact(xc,enc,b_enc,idx,ptr,rows), k, d)
 
-# %% ../../nbs/saes/20_select.ipynb #a8e1550e
+# %% ../../nbs/saes/20_select.ipynb #18c0a7b5
 def _by_row(flat, n, d):
     "Places of positions that come row by row."
     rows = flat//d
     return flat-rows*d,torch.searchsorted(rows, torch.arange(n+1, device=flat.device)),rows
 
-# %% ../../nbs/saes/20_select.ipynb #8fa16377
+# %% ../../nbs/saes/20_select.ipynb #b1b11e11
 def _top_of(idx, ptr, rows, val, k, d):
     "The `k` largest positive of each row's candidates."
     many = ptr.diff()
@@ -139,7 +139,7 @@ def _top_of(idx, ptr, rows, val, k, d):
     top,who = z.topk(k, dim=1, sorted=False)
     return row_codes(top, idx[(ptr[:-1,None]+who).clamp_max_(len(idx)-1)], d, drop=False)
 
-# %% ../../nbs/saes/20_select.ipynb #29a05c84
+# %% ../../nbs/saes/20_select.ipynb #ca593030
 def row_codes(
     val:Tensor, # the same number in each row, (n, k)
     idx:Tensor, # their features, (n, k)
@@ -153,7 +153,7 @@ def row_codes(
     on = val>0
     return Codes(F.pad(on.sum(1).cumsum(0), (1,0)), idx[on], val[on], d_sae)
 
-# %% ../../nbs/saes/20_select.ipynb #86db0d47
+# %% ../../nbs/saes/20_select.ipynb #51b0e3f9
 def batch_topk_screened(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -173,7 +173,7 @@ def batch_topk_screened(
     z = F.linear(xc, enc, b_enc)
     return _largest(*_by_row(batch_topk(z, n_on, floor), n, d), n_on, lambda idx,ptr,rows: exact(xc,enc,b_enc,idx,ptr,rows), d)
 
-# %% ../../nbs/saes/20_select.ipynb #5dc03981
+# %% ../../nbs/saes/20_select.ipynb #4a614c22
 def _largest(idx, ptr, rows, n_on, values, d):
     "Of the candidates the `n_on` largest positive ones."
     val = values(idx, ptr, rows)
@@ -182,7 +182,7 @@ def _largest(idx, ptr, rows, n_on, values, d):
     on = torch.zeros(len(val)+1, dtype=torch.long, device=val.device).index_fill_(0, keep+1, 1)
     return Codes(on.cumsum(0)[ptr], idx[keep], val[keep], d, dict(rows=rows[keep]))
 
-# %% ../../nbs/saes/20_select.ipynb #7ea68fe2
+# %% ../../nbs/saes/20_select.ipynb #8642e226
 def topk_rounded(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -201,7 +201,19 @@ def topk_rounded(
     ptr = torch.searchsorted(rows, torch.arange(n+1, device=xc.device))
     return _top_of(idx, ptr, rows, exact(xc,enc,b_enc,idx,ptr,rows), k, d)
 
-# %% ../../nbs/saes/20_select.ipynb #b9b52811
+# %% ../../nbs/saes/20_select.ipynb #ae9c9f11
+def topk_low(
+    xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
+    enc:Tensor,   # (d_sae, d_in)
+    b_enc:Tensor, # (d_sae,)
+    k:int,        # features on in a row
+)->Codes:
+    "The `k` largest pre-activations of each row by bfloat16, at full precision. No size depends on the data, so a GPU never waits for the host."
+    idx = topk_rows(low(xc, enc, b_enc), k)[1]
+    ptr,rows = torch.arange(0, idx.numel()+1, k, device=xc.device),torch.arange(len(xc), device=xc.device)[:,None].expand_as(idx).reshape(-1)
+    return row_codes(exact(xc, enc, b_enc, idx.flatten(), ptr, rows).view_as(idx), idx, len(enc), drop=False)
+
+# %% ../../nbs/saes/20_select.ipynb #0b5f84d8
 def batch_topk_rounded(
     xc:Tensor,    # inputs less b_dec, float32, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)
@@ -219,7 +231,7 @@ def batch_topk_rounded(
     if len(flat)>room: flat = flat[zt.view(-1)[flat].float().topk(room, sorted=False).indices.sort().values]
     return _largest(*_by_row(flat, n, d), n_on, lambda idx,ptr,rows: exact(xc,enc,b_enc,idx,ptr,rows), d)
 
-# %% ../../nbs/saes/20_select.ipynb #b06e17a2
+# %% ../../nbs/saes/20_select.ipynb #cb79e86c
 def screening_pays(
     device:torch.device, # where
     d_sae:int,           # number of features

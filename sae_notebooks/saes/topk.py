@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['topk_acts', 'batch_topk_acts', 'TopKSAE', 'above', 'BatchTopKSAE']
 
-# %% ../../nbs/saes/30_topk.ipynb #da28d7a8
+# %% ../../nbs/saes/30_topk.ipynb #ee70e723
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,9 +13,9 @@ from torch import Tensor
 from ..core.codes import Codes, flat_to_codes
 from ..core.files import BadInput
 from .base import SAE, register
-from .select import above_floor, batch_topk, batch_topk_rounded, batch_topk_screened, row_codes, screening_pays, topk_rounded, topk_rows, topk_screened
+from .select import above_floor, batch_topk, batch_topk_rounded, batch_topk_screened, row_codes, screening_pays, topk_low, topk_rounded, topk_rows, topk_screened
 
-# %% ../../nbs/saes/30_topk.ipynb #1a40c747
+# %% ../../nbs/saes/30_topk.ipynb #aa3af690
 def topk_acts(
     pre_acts:Tensor, # (n, d_sae)
     k:int,           # most features on in a row
@@ -24,7 +24,7 @@ def topk_acts(
     val,idx = pre_acts.topk(min(k,pre_acts.shape[1]), dim=1)
     return torch.zeros_like(pre_acts).scatter(1, idx, val.relu())
 
-# %% ../../nbs/saes/30_topk.ipynb #d048e9e3
+# %% ../../nbs/saes/30_topk.ipynb #c1f2c37d
 def batch_topk_acts(
     pre_acts:Tensor, # (n, d_sae)
     k:int,           # features on in a row, on average over the batch
@@ -33,12 +33,12 @@ def batch_topk_acts(
     val,idx = pre_acts.flatten().topk(min(k*len(pre_acts), pre_acts.numel()))
     return torch.zeros_like(pre_acts).flatten().scatter(0, idx, val.relu()).view_as(pre_acts)
 
-# %% ../../nbs/saes/30_topk.ipynb #84e88c36
+# %% ../../nbs/saes/30_topk.ipynb #3c3292d3
 @register
 class TopKSAE(SAE):
     "The `k` largest positive pre-activations of each row stay on (Gao et al. 2024)."
     architecture,defaults = 'topk',dict(k=32)
-    search = 'float32' # how training finds what is on: float32, screened (the same features through bfloat16), rounded (nearly), auto (rounded where it pays)
+    search = 'float32' # how training finds what is on: float32, screened (the same features through bfloat16), rounded (nearly), low (by bfloat16), auto (what is fast here)
 
     def __init__(self,
         d_in:int,   # width of the activations
@@ -50,8 +50,8 @@ class TopKSAE(SAE):
         if not 1<=self.cfg['k']<=d_sae: raise BadInput(f'k must lie between 1 and d_sae={d_sae}, not {self.cfg["k"]}')
 
     def way(self, xc): # of searching, on this machine
-        pays = screening_pays(xc.device, self.d_sae, self.cfg['k'])
-        return 'float32' if xc.dtype!=torch.float32 else {'auto':'rounded' if pays else 'float32'}.get(self.search, self.search)
+        fast = 'low' if xc.is_cuda else 'rounded' if screening_pays(xc.device, self.d_sae, self.cfg['k']) else 'float32'
+        return 'float32' if xc.dtype!=torch.float32 else {'auto':fast}.get(self.search, self.search)
     def value(self, pre, codes): return pre.relu()
     def activate(self, pre_acts): return topk_acts(pre_acts, self.cfg['k'])
     def infer(self, pre_acts):
@@ -59,9 +59,9 @@ class TopKSAE(SAE):
         return row_codes(val, idx, self.d_sae)
     def choose(self, xc):
         if (way:=self.way(xc))=='float32': return row_codes(*topk_rows(F.linear(xc, self.enc, self.b_enc), self.cfg['k']), self.d_sae, drop=False)
-        return dict(screened=topk_screened, rounded=topk_rounded)[way](xc, self.enc.detach(), self.b_enc.detach(), self.cfg['k'])
+        return dict(screened=topk_screened, rounded=topk_rounded, low=topk_low)[way](xc, self.enc.detach(), self.b_enc.detach(), self.cfg['k'])
 
-# %% ../../nbs/saes/30_topk.ipynb #fd17368a
+# %% ../../nbs/saes/30_topk.ipynb #8d0292ad
 def above(
     pre_acts:Tensor,  # (n, d_sae)
     threshold:Tensor, # () or (d_sae,), not negative
@@ -70,7 +70,7 @@ def above(
     flat = above_floor(pre_acts.detach(), threshold.item()) if threshold.ndim==0 else (pre_acts>threshold).flatten().nonzero().squeeze(1)
     return flat_to_codes(flat, pre_acts.flatten()[flat], *pre_acts.shape)
 
-# %% ../../nbs/saes/30_topk.ipynb #d33591e8
+# %% ../../nbs/saes/30_topk.ipynb #a24fbedf
 @register
 class BatchTopKSAE(TopKSAE):
     "The `k*n` largest pre-activations of a batch of `n` stay on; afterwards those above a threshold (Bussmann et al. 2024)."
@@ -89,7 +89,7 @@ class BatchTopKSAE(TopKSAE):
     def infer(self, pre_acts): return above(pre_acts, self.threshold)
     def choose(self, xc):
         n_on,floor = self.cfg['k']*len(xc)*(self.others.world if self.others else 1),.9*self._cut # a little below the last batch's cut
-        if (way:=self.way(xc))!='float32': codes = dict(screened=batch_topk_screened, rounded=batch_topk_rounded)[way](xc, self.enc.detach(), self.b_enc.detach(), n_on, floor)
+        if (way:=self.way(xc))!='float32': codes = dict(screened=batch_topk_screened, rounded=batch_topk_rounded, low=batch_topk_rounded)[way](xc, self.enc.detach(), self.b_enc.detach(), n_on, floor)
         else: codes = flat_to_codes(flat:=batch_topk(pre:=F.linear(xc,self.enc,self.b_enc), n_on, floor), pre.view(-1)[flat], *pre.shape)
         if self.others is not None: codes = self._share(codes, n_on)
         if self.training and len(codes.val): self._follow(codes.val.amin())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Run', 'train_step', 'evaluate', 'train']
 
-# %% ../../nbs/training/20_loop.ipynb #979ec5c8
+# %% ../../nbs/training/20_loop.ipynb #f53fdb70
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .group import find_group
 from .log import JsonLines
 from .rules import aux_loss, clip_in_optimiser, drop_parallel, follow, learning_rate, resample
 
-# %% ../../nbs/training/20_loop.ipynb #b8c2876a
+# %% ../../nbs/training/20_loop.ipynb #7f952191
 @dataclass
 class TrainConfig:
     "How to train. Together with the SAE's `cfg` and the data this decides every bit of the result."
@@ -55,7 +55,7 @@ class TrainConfig:
         if not 0<=self.average<1 or not self.clip>0: raise BadInput('average must lie in [0,1) and clip above 0')
         self.betas = tuple(self.betas)
 
-# %% ../../nbs/training/20_loop.ipynb #de2cd16c
+# %% ../../nbs/training/20_loop.ipynb #811db69b
 class Run:
     "Everything that changes while training: weights, optimiser, counters, history."
     def __init__(self,
@@ -100,7 +100,7 @@ class Run:
         self.idle.copy_(tensors['idle'])
         self.step,self.history,self.best,self.stale = meta['step'],meta['history'],meta['best'],meta['stale']
 
-# %% ../../nbs/training/20_loop.ipynb #1f124c72
+# %% ../../nbs/training/20_loop.ipynb #ccdec9bb
 def train_step(
     run:Run, # the state of a run
     x:Tensor, # one batch, scaled, (n, d_in)
@@ -126,19 +126,19 @@ def train_step(
     if run.avg: follow(run.avg, sae, cfg.average)
     return fit
 
-# %% ../../nbs/training/20_loop.ipynb #94b0ad00
+# %% ../../nbs/training/20_loop.ipynb #b4464572
 def _set_rate(opt, lr):
     for g in opt.param_groups:
         if isinstance(g['lr'], Tensor): g['lr'].fill_(lr)
         else: g['lr'] = lr
 
-# %% ../../nbs/training/20_loop.ipynb #29c3498a
+# %% ../../nbs/training/20_loop.ipynb #23bb017c
 def _log(run, x, fit):
     fve = 1-(x-fit.recons.detach()).square().sum()/(x-x.mean(0)).square().sum()
     parts = {f'loss_{k}':v.item() for k,v in fit.terms.items()} if len(fit.terms)>1 else {}
     return dict(step=run.step, loss=fit.loss.item(), fve=fve.item(), l0=fit.l0, dead=(run.idle>=run.dead_after).sum().item(), **parts)
 
-# %% ../../nbs/training/20_loop.ipynb #cc0250e2
+# %% ../../nbs/training/20_loop.ipynb #5bca61dc
 @torch.no_grad()
 def evaluate(
     sae:SAE,        # trained on x/scale
@@ -160,7 +160,7 @@ def evaluate(
     var = total-(sums.square().sum()/len(held_out)).item()
     return dict(fve=1-err/var if var>0 else float('nan'), l0=n_on/len(held_out), silent=(~fired).float().mean().item())
 
-# %% ../../nbs/training/20_loop.ipynb #380f23b9
+# %% ../../nbs/training/20_loop.ipynb #63b1bf33
 def _held(run, held_out, scores):
     sae = _result(run)
     row = {f'held_{k}':v for k,v in evaluate(sae, held_out, run.scale).items()}
@@ -171,7 +171,7 @@ def _held(run, held_out, scores):
     run.best,run.stale = max(run.best, row['held_fve']),0 if gain else run.stale+1
     return row
 
-# %% ../../nbs/training/20_loop.ipynb #a9aaa6ef
+# %% ../../nbs/training/20_loop.ipynb #0c4b0027
 def _result(run):
     "A copy of the SAE as it would be if the run ended here."
     last = run.group.whole(run.sae)
@@ -181,7 +181,7 @@ def _result(run):
     if hasattr(sae,'calibrate'): sae.calibrate(run.sample)
     return sae
 
-# %% ../../nbs/training/20_loop.ipynb #bc3211ce
+# %% ../../nbs/training/20_loop.ipynb #3c9ef242
 def train(
     store,                     # an ActStore, or a tensor (n, d_in)
     sae:SAE|str,               # a fresh SAE, or an architecture's name with d_sae and its options in sae_options
@@ -223,7 +223,7 @@ def train(
             bar.update()
     return _finish(run, out, ckpt, key, store)
 
-# %% ../../nbs/training/20_loop.ipynb #e093344d
+# %% ../../nbs/training/20_loop.ipynb #d17f0e68
 def _report(run, x, fit, held_out, scores, loggers, bar):
     cfg,end = run.cfg,run.step==run.cfg.steps
     row = _log(run, x, fit) if run.step%cfg.log_every==0 or end else {}
@@ -233,27 +233,27 @@ def _report(run, x, fit, held_out, scores, loggers, bar):
     for log in loggers: log(row)
     bar.set_postfix({k:f'{v:.3g}' for k,v in row.items() if k!='step'})
 
-# %% ../../nbs/training/20_loop.ipynb #f3cbd21e
+# %% ../../nbs/training/20_loop.ipynb #29cc3c8e
 def _resident(store, device):
     "The rows on the GPU where they take less than a third of its free memory: no disk or bus keeps up with small SAEs."
     if device.type!='cuda' or not isinstance(store, (ActStore,Tensor)): return store
     size = len(store)*store.shape[1]*store.dtype.itemsize if isinstance(store, Tensor) else len(store)*store.d_in*store.dtype.itemsize
     return store[:].to(device) if size<torch.cuda.mem_get_info(device)[0]/3 else store
 
-# %% ../../nbs/training/20_loop.ipynb #5310d240
+# %% ../../nbs/training/20_loop.ipynb #fd27a71e
 def _stop_if_lost(run, fit, data, ckpt):
     if run.opt.found_inf.item()==0: return
     rows = data.rows(run.step-1)
     last = f'the last good checkpoint is {ckpt}' if ckpt and ckpt.is_file() else 'there is no checkpoint'
     raise BadInput(f'the loss or its gradient is not finite at step {run.step} (loss {fit.loss.item()}), on rows {rows[:5].tolist()} … {rows[-1]} of the store: lower lr, or look at these rows; {last}')
 
-# %% ../../nbs/training/20_loop.ipynb #18ae6950
+# %% ../../nbs/training/20_loop.ipynb #8a813f16
 def _key(store, sae, cfg, labels, metric, held_out):
     same = lambda t: t.id if isinstance(t, ActStore) else None if t is None else [list(t.shape), t.double().sum().item(), t.double().square().sum().item()]
     settings = {k:v for k,v in asdict(cfg).items() if k not in ('checkpoint_every',)}
     return fingerprint([sae.cfg, settings, same(store), same(labels), repr(metric), same(held_out)])
 
-# %% ../../nbs/training/20_loop.ipynb #93916415
+# %% ../../nbs/training/20_loop.ipynb #41f4d0b7
 def _finish(run, out, ckpt, key, store):
     sae,history = fold_scale(_result(run).eval(), run.scale),pd.DataFrame(run.history)
     if out and run.group.rank==0:
@@ -264,7 +264,7 @@ def _finish(run, out, ckpt, key, store):
     run.full.eval().history = history
     return run.full
 
-# %% ../../nbs/training/20_loop.ipynb #d9031702
+# %% ../../nbs/training/20_loop.ipynb #30c4f5af
 def _finished(out, key):
     if read_json(out/'cfg.json').get('metadata',{}).get('key')!=key: raise BadInput(f'{out} already holds an SAE trained with other settings or data: name another folder')
     sae = load_sae(out)
