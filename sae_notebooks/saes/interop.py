@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['layouts', 'Layout', 'read_tensors', 'read_sae', 'from_pretrained', 'save_as']
 
-# %% ../../nbs/saes/90_interop.ipynb #8e0514fe
+# %% ../../nbs/saes/90_interop.ipynb #54dff89e
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.files import BadInput, NotFound, atomic, make_folder, read_json, write_json
 from .base import SAE, fill, load_sae, make_sae, save_sae, sound
 
-# %% ../../nbs/saes/90_interop.ipynb #bd31e096
+# %% ../../nbs/saes/90_interop.ipynb #8e108f69
 @dataclass(frozen=True)
 class Layout:
     "How a library stores an SAE."
@@ -26,7 +26,7 @@ class Layout:
     config:str|None         # file with settings
     keys:dict = field(repr=False) # our weight -> theirs
 
-# %% ../../nbs/saes/90_interop.ipynb #9ee663cc
+# %% ../../nbs/saes/90_interop.ipynb #249795a1
 layouts = [
     Layout('saelens', ('sae_weights.safetensors',), 'cfg.json',
         dict(enc='W_enc.T', W_dec='W_dec', b_enc='b_enc|b_gate', b_dec='b_dec', threshold='threshold', r_mag='r_mag', b_mag='b_mag')),
@@ -40,7 +40,7 @@ layouts = [
         dict(enc='w_enc.T', W_dec='w_dec', b_enc='b_enc', b_dec='b_dec', threshold='threshold')),
 ]
 
-# %% ../../nbs/saes/90_interop.ipynb #2b395588
+# %% ../../nbs/saes/90_interop.ipynb #e49fd9b3
 def read_tensors(
     path:Path, # .safetensors, .npz or .pt
 )->dict:       # name -> float32 Tensor
@@ -57,7 +57,7 @@ def read_tensors(
     found = found.get('state_dict', found)
     return {k:torch.as_tensor(v).float() if not isinstance(v,Tensor) or v.is_floating_point() else v for k,v in found.items() if isinstance(v,(Tensor,int,float))}
 
-# %% ../../nbs/saes/90_interop.ipynb #04572c79
+# %% ../../nbs/saes/90_interop.ipynb #265c7b34
 def _find(tensors, expr):
     low = {k.lower():v for k,v in tensors.items()}
     for name in expr.split('|'):
@@ -65,7 +65,7 @@ def _find(tensors, expr):
         if (t:=low.get(name.removesuffix('.T').lower())) is not None: return t.T.contiguous() if turned else t
     return None
 
-# %% ../../nbs/saes/90_interop.ipynb #0a825ee3
+# %% ../../nbs/saes/90_interop.ipynb #0341011f
 def _sniff(path):
     "Which layout, and where its weights are."
     if path.is_file():
@@ -78,11 +78,11 @@ def _sniff(path):
     if pts := sorted(path.glob('*.pt')): return next(l for l in layouts if l.name=='dictionary_learning'),pts[-1],path
     raise NotFound(f'{path} holds no SAE in a known layout: {", ".join(l.weights[0] for l in layouts)}')
 
-# %% ../../nbs/saes/90_interop.ipynb #2c372707
+# %% ../../nbs/saes/90_interop.ipynb #7596fb09
 _standard = dict(standard='relu', relu='relu', jumprelu='jumprelu', jump_relu='jumprelu', topk='topk', batchtopk='batchtopk', gated='gated')
 _dict_class = dict(AutoEncoder='relu', AutoEncoderNew='relu', AutoEncoderTopK='topk', BatchTopKSAE='batchtopk', MatryoshkaBatchTopKSAE='matryoshka', GatedAutoEncoder='gated', JumpReluAutoEncoder='jumprelu')
 
-# %% ../../nbs/saes/90_interop.ipynb #2324544d
+# %% ../../nbs/saes/90_interop.ipynb #dcf53bc7
 def _meaning(l, cfg, t, where):
     "architecture, options, whether b_dec is subtracted, factors on input and output"
     arch,opt,subtracts,s_in,s_out = None,{},True,1.,1.
@@ -115,7 +115,7 @@ def _meaning(l, cfg, t, where):
     if arch is None: raise BadInput(f'{where}: architecture {cfg.get("architecture")!r} is not known here')
     return arch,opt,subtracts,s_in,s_out
 
-# %% ../../nbs/saes/90_interop.ipynb #224fb939
+# %% ../../nbs/saes/90_interop.ipynb #72127627
 @torch.no_grad()
 def read_sae(
     path:str|Path,    # a folder, or a weights file
@@ -147,7 +147,7 @@ def read_sae(
     sae.source = dict(layout=l.name, path=str(file.name), cfg=cfg)
     return sound(sae, str(file)) if strict else sae
 
-# %% ../../nbs/saes/90_interop.ipynb #aa57b64a
+# %% ../../nbs/saes/90_interop.ipynb #398f70ac
 def from_pretrained(
     name:str|Path,         # a path, or owner/repository/folder on the hub
     revision:str|None=None,# of the repository
@@ -164,7 +164,7 @@ def from_pretrained(
     except Exception as e: raise NotFound(f'{name} is neither a path nor to be had from the hub: {type(e).__name__}: {str(e)[:200]}') from e
     return read_sae(Path(root)/inside, strict)
 
-# %% ../../nbs/saes/90_interop.ipynb #a41c598c
+# %% ../../nbs/saes/90_interop.ipynb #d028c0d1
 def save_as(
     sae:SAE,       # of an architecture the library has
     path:str|Path, # a folder
@@ -189,7 +189,7 @@ def save_as(
     else: raise BadInput(f'layout must be saelens, dictionary_learning or sparsify, not {layout!r}')
     return path
 
-# %% ../../nbs/saes/90_interop.ipynb #da4356e3
+# %% ../../nbs/saes/90_interop.ipynb #7ce58260
 @torch.no_grad()
 def _for_dictionary_learning(sae):
     W,D,b,c,arch = sae.enc.clone(),sae.W_dec.clone(),sae.b_enc.clone(),sae.b_dec.clone(),sae.architecture
