@@ -30,7 +30,7 @@ def make_folder(
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path): pass
+        with tempfile.NamedTemporaryFile(dir=path, prefix='.', suffix='.tmp'): pass # killed just now, it leaves what looks like any other leftover
     except OSError as e: raise BadInput(f'cannot write to {path} ({e.strerror}): name a folder that you may write to') from e
     return path
 
