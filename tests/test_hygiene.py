@@ -112,7 +112,8 @@ temp_like = re.compile(r'(?<![\w.:])/(?:tmp|private/var|var/folders)/\S')
 
 def machine_paths(s, where):
     here = [re.escape(str(p)) for p in {root, Path.home()} if len(p.parts)>1]
-    pats = [home_like, re.compile(rf'(?<![\w.:])(?:{"|".join(here)})/')] + ([temp_like] if where=='output' else [])
+    beside = [re.compile(rf'(?<![\w.:]){re.escape(str(root.parent))}/')] if len(root.parent.parts)>1 else []
+    pats = [home_like, re.compile(rf'(?<![\w.:])(?:{"|".join(here)})/')] + ([temp_like,*beside] if where=='output' else [])
     return [m[0] for p in pats for m in p.finditer(s)]
 
 def test_no_machine_paths():
@@ -130,6 +131,7 @@ def test_no_machine_paths():
 
 def test_machine_paths_are_seen():
     assert machine_paths('saved to /home/ada/x.csv', 'file') and machine_paths('in /tmp/abc', 'output') and machine_paths(f'{root}/a', 'file')
+    assert len(root.parent.parts)==1 or machine_paths(f'{root.parent}/shared', 'output')
     assert not machine_paths('https://host/home/ada/x and data/home/x and /usr/bin/python', 'output')
 
 @each_nb

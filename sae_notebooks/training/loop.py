@@ -203,6 +203,9 @@ def train(
     d_in = store.d_in if isinstance(store, ActStore) else store.shape[1]
     if isinstance(sae, str): sae = make_sae(sae, d_in=d_in, **(sae_options or {}))
     if sae.d_in!=d_in: raise BadInput(f'the SAE reads rows of {sae.d_in}, the store holds rows of {d_in}')
+    if labels is not None:
+        if 'n_concepts' not in sae.cfg: raise BadInput(f'labels are for guided SAEs; {sae.architecture!r} would not read them')
+        labels = torch.as_tensor(labels)
     if labels is not None and len(labels)!=len(store): raise BadInput(f'{len(labels)} rows of labels for {len(store)} rows of activations')
     key,out = _key(store, sae, cfg, labels, metric, held_out),out and make_folder(out)
     if out and (out/'cfg.json').is_file(): return _finished(out, key)

@@ -19,11 +19,11 @@ from ..acts.store import ActStore
 from ..acts.stream import Shuffled
 from ..core.codes import Codes, feature_sums, row_dots, sparse_decode
 from ..core.files import BadInput, fingerprint, make_folder, progress_bar
-from ..saes.base import SAE, fold_scale, geometric_median, make_sae, save_sae
+from ..saes.base import SAE, fold_scale, geometric_median, make_sae, save_sae, unit_atoms
 from ..saes.select import batch_topk, topk_rows
 from .checkpoint import load_state, optim_tensors, restore_optim, save_state
 from .loop import TrainConfig, train
-from .rules import aux_loss, learning_rate
+from .rules import aux_loss, drop_parallel, learning_rate
 
 # %% ../../nbs/training/30_sweep.ipynb #b27a62cc
 class _PickedStack(torch.autograd.Function):
@@ -123,7 +123,7 @@ class _StackRun:
         loss.sum().backward()
         self.add_aux(x, recons.detach())
         with torch.no_grad():
-            for g,w in zip(st.W_dec.grad.split(256), st.W_dec.split(256)): g.addcmul_(torch.linalg.vecdot(g,w)[:,None], w, value=-1)
+            drop_parallel(st)
             norm = torch.stack([p.grad.view(st.S,-1).norm(dim=1) for p in st.parameters()]).norm(dim=0)
             if not norm.isfinite().all(): raise BadInput(f'the loss or its gradient is not finite at step {self.step+1}, for {[i for i,v in enumerate(norm.tolist()) if not np.isfinite(v)]} of the stack')
             if (norm>cfg.clip).any():
@@ -131,8 +131,7 @@ class _StackRun:
                 for p in st.parameters(): p.grad.view(st.S,-1).mul_(by[:,None])
         for g in self.opt.param_groups: g['lr'] = learning_rate(self.step, st.m, cfg)
         self.opt.step(); self.opt.zero_grad()
-        with torch.no_grad():
-            for w in st.W_dec.split(256): w.div_(w.norm(dim=1,keepdim=True).clamp_min_(1e-12))
+        unit_atoms(st)
         self.idle += len(x)
         self.idle.masked_fill_(torch.zeros(len(self.idle), device=x.device).index_put_((codes.idx,), (codes.val!=0).float(), accumulate=True)>0, 0)
         self.step += 1
