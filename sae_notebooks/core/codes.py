@@ -26,6 +26,8 @@ class Codes:
     known:dict = field(default_factory=dict, repr=False) # what was computed of the places, shared by codes that differ in values alone
 
     def __len__(self): return len(self.row_ptr)-1
+    @property
+    def shape(self)->tuple: return len(self),self.d_sae
     def with_val(self, val:Tensor)->'Codes': return Codes(self.row_ptr, self.idx, val, self.d_sae, self.known) # other values at the same places
     def __repr__(self): return f'Codes: {len(self)} rows, {self.d_sae} features, L0 {self.val.numel()/max(len(self),1):.1f}'
     @property
@@ -33,7 +35,9 @@ class Codes:
         if 'rows' not in self.known: self.known['rows'] = torch.repeat_interleave(torch.arange(len(self), device=self.idx.device), self.row_ptr.diff(), output_size=len(self.idx))
         return self.known['rows']
     def to_dense(self)->Tensor: return self.val.new_zeros(len(self), self.d_sae).index_put((self.rows, self.idx), self.val) # (n, d_sae)
-    def to(self, *a, **kw)->'Codes': return Codes(self.row_ptr.to(*a,**_nodtype(kw)), self.idx.to(*a,**_nodtype(kw)), self.val.to(*a,**kw), self.d_sae)
+    def to(self, *a, **kw)->'Codes':
+        ptr = self.row_ptr.to(*a,**_nodtype(kw))
+        return Codes(ptr, self.idx.to(*a,**_nodtype(kw)), self.val.to(*a,**kw), self.d_sae, self.known if ptr.device==self.row_ptr.device else {})
 
 def _nodtype(kw): return {k:v for k,v in kw.items() if k!='dtype'}
 
