@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['column_sums', 'column_min', 'shifted_powers', 'ms_from_sums', 'MonosemanticityScore', 'rescored', 'lift',
-           'leave_one_out', 'intervals', 'jackknife', 'bootstrap', 'null_band']
+           'leave_one_out', 'intervals', 'jackknife', 'resampled_counts', 'bootstrap', 'null_band']
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #01d6bf70
 import math
@@ -218,24 +218,33 @@ def jackknife(
     return intervals(metric, batches)['se']
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #b5728380
+def resampled_counts(
+    n:int,         # images
+    draws:int=200, # resamples
+    seed:int=0,    # the same seed draws the same images
+)->Tensor:         # how often each image was drawn, (draws, n)
+    "Resample `n` images with replacement."
+    g = stream('ms bootstrap',seed)
+    return torch.stack([torch.bincount(torch.randint(n,(n,),generator=g), minlength=n) for _ in range(draws)])
+
 def bootstrap(
     acts,           # of all images: Codes or dense (n, d_sae)
     emb:Tensor,     # their embeddings, (n, d_emb)
-    stat,           # function of scores (d_sae,) -> number, such as torch.nanmedian
+    stat,           # function of scores (d_sae,) -> number or vector, such as torch.nanmedian
     draws:int=200,  # resamples
     seed:int=0,     # the same seed draws the same images, so that two dictionaries can be compared in pairs
-)->np.ndarray:      # the statistic in each resample, (draws,)
+)->np.ndarray:      # the statistic in each resample, (draws,) or (draws, k)
     "Resample images with replacement, and summarise the scores each time."
     acts,e = _checked(acts.to('cpu'), emb.cpu())
     c = _shifted(acts, _lower(column_min(acts)[None])[0])
     order = c.idx.argsort(stable=True)
-    val,row,g,n = c.val[order],c.rows[order],stream('ms bootstrap',seed),len(e)
+    val,row = c.val[order],c.rows[order]
     ptr = torch.searchsorted(c.idx[order], torch.arange(c.d_sae+1)).tolist()
-    count = torch.stack([torch.bincount(torch.randint(n,(n,),generator=g), minlength=n) for _ in range(draws)])
+    count = resampled_counts(len(e), draws, seed)
     scores = torch.full((draws,c.d_sae), torch.nan, dtype=torch.float64)
     for k,(lo,hi) in enumerate(zip(ptr,ptr[1:])):
         if hi-lo>1: scores[:,k] = _resampled(count[:,row[lo:hi]]*val[lo:hi], e[row[lo:hi]])
-    return np.array([float(stat(s)) for s in scores])
+    return np.array([np.asarray(stat(s)) for s in scores])
 
 def _resampled(w, e): # weights of a feature's images in each draw (draws, m), their embeddings (m, d) -> (draws,)
     sq = ((w@(e@e.T))*w).sum(1) if len(e)<e.shape[1] else (w@e).square().sum(1)
