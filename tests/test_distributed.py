@@ -1,4 +1,4 @@
-"Two processes train what one trains: sharing rows, sharing the dictionary"
+"Two processes train what one trains, sharing rows or the dictionary; and measure what one measures"
 import os,subprocess,sys
 import pytest,torch
 from sae_notebooks.saes.base import load_sae
@@ -31,3 +31,39 @@ def test_two_are_one(tmp_path, arch, shard):
     one,two = run(1, tmp_path, 'one', arch, **kw),run(2, tmp_path, 'two', arch, shard=shard, **kw)
     for (n,p),q in zip(one.state_dict().items(), two.state_dict().values()): assert torch.allclose(p, q, atol=1e-5), (n,(p-q).abs().max())
     assert sorted(p.name for p in (tmp_path/'two').iterdir())==sorted(p.name for p in (tmp_path/'one').iterdir())
+
+MEASURE = '''
+import sys
+import pandas as pd, torch
+torch.set_num_threads(1)
+from sae_notebooks.acts.store import ActStore
+from sae_notebooks.metrics.report import measure
+from sae_notebooks.saes.base import load_sae
+d,out = sys.argv[1:3]
+if 'RANK' in __import__('os').environ: torch.distributed.init_process_group('gloo')
+r = measure(load_sae(d+'/sae'), ActStore(d+'/layer'), ActStore(d+'/judge'), draws=20, progress=False)
+if not torch.distributed.is_initialized() or torch.distributed.get_rank()==0: r.save(out)
+if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+'''
+
+def test_two_measure_what_one_measures(tmp_path):
+    import numpy as np, pandas as pd
+    from sae_notebooks.acts.store import store_rows
+    from sae_notebooks.core.synthetic import plant
+    from sae_notebooks.metrics.report import load_report
+    from sae_notebooks.saes.base import make_sae, save_sae
+    x,codes = plant(16,24,l0=2).sample(501, seed=1)
+    items = pd.DataFrame(dict(file=[f'{i}.jpg' for i in range(501)], label=[str(k%5) for k in codes.to_dense().argmax(1).tolist()]))
+    store_rows(tmp_path/'layer', x, items); store_rows(tmp_path/'judge', codes.to_dense()+.1, items)
+    save_sae(make_sae('topk', d_in=16, d_sae=40, k=3, seed=0), tmp_path/'sae')
+    (tmp_path/'m.py').write_text(MEASURE)
+    for n in (1,2):
+        start = [sys.executable] if n==1 else [sys.executable,'-m','torch.distributed.run','--standalone','--nproc-per-node',str(n)]
+        r = subprocess.run([*start, tmp_path/'m.py', str(tmp_path), str(tmp_path/f'r{n}')], cwd=root, env={**os.environ,'OMP_NUM_THREADS':'1'}, text=True, capture_output=True, timeout=300)
+        assert r.returncode==0, r.stdout+r.stderr[-3000:]
+    one,two = (load_report(tmp_path/f'r{n}') for n in (1,2))
+    for c in one.features:
+        if one.features[c].dtype.kind in 'if': assert np.allclose(one.features[c], two.features[c], rtol=0, atol=1e-10, equal_nan=True), c
+        else: assert (one.features[c]==two.features[c]).all(), c
+    for k in ('fve','cosine','l0','ms','purity','fms_star'): assert abs(one.summary[k]-two.summary[k])<1e-10, k
+    assert (one.top_items==two.top_items).all()

@@ -95,12 +95,20 @@ def measure(
     store:str,               # activations of images, a folder written by extract
     judge:str,               # the same images by an independent evaluation encoder, a folder written by extract
     out:str='run/report',    # folder for the report
+    also:str='',             # more judges, folders with commas between
+    tree:str='',             # a taxonomy, CSV: class, then columns from the root down
+    draws:int=200,           # resamples and shuffles
 ):
-    "Score every feature: MS with intervals, floor, class purity, top images."
+    "Score every feature: MS with intervals and null, labels, FMS, overlap, top images."
+    import pandas as pd
     from sae_notebooks.acts.store import ActStore
+    from sae_notebooks.core.files import NotFound
     from sae_notebooks.metrics.report import measure as run
     from sae_notebooks.saes.interop import from_pretrained
-    report = run(from_pretrained(sae), ActStore(store), ActStore(judge))
+    if tree and not Path(tree).is_file(): raise NotFound(f'no taxonomy at {tree}: it is a CSV file, class first, then columns from the root down')
+    judges = [ActStore(j) for j in [judge,*filter(None,also.split(','))]]
+    names = {f'{j.meta.get("model") or "judge"}'+('' if i==0 else f' {i+1}' if j.meta.get('model')==judges[0].meta.get('model') else ''):j for i,j in enumerate(judges)}
+    report = run(from_pretrained(sae), ActStore(store), names, tree=pd.read_csv(tree,index_col=0) if tree else None, draws=draws)
     report.save(out)
     print(f'{out}: {report}')
 
@@ -113,14 +121,13 @@ def page(
     title:str='Features',        # of the page
     n_each:int=24,               # how many of the best, middling and worst get photographs
 ):
-    "One self-contained HTML file of a report."
+    "The report card of an SAE: one self-contained HTML file with every feature."
     from sae_notebooks.core.data import open_images
     from sae_notebooks.metrics.report import load_report
-    from sae_notebooks.viz.page import write_page
+    from sae_notebooks.viz.card import report_card
     r,ims = load_report(report),open_images(images)
     if len(ims)!=r.summary['items']: raise BadInput(f'{images} holds {len(ims)} images, the report is of {r.summary["items"]}: name the folder that was measured')
-    plain = {k:v for k,v in r.summary.items() if isinstance(v,(int,float,str))}
-    print(write_page(out, r.features.round(4), r.top_items, r.top_acts, ims.__getitem__, lambda i: ims.labels[i] or ims.items.file.iloc[i], title=title, summary=plain, floor=r.summary['floor'], sort_by=sort_by, n_each=n_each))
+    print(report_card(r, out, ims, lambda i: ims.labels[i] or ims.items.file.iloc[i], title=title, sort_by=sort_by, n_each=n_each, min_support=2))
 
 # %% ../../nbs/dev/30_cli.ipynb #c1400063
 def run(

@@ -48,7 +48,7 @@ class Reconstruction(Metric):
 
 # %% ../../nbs/metrics/10_reconstruction.ipynb #28b1bf47
 def density_histogram(
-    density:Tensor, # share of rows on which each feature is on, (d_sae,)
+    density,        # share of rows on which each feature is on: tensor or list, (d_sae,)
     per_decade:int=2,# bins in a power of ten
 )->pd.Series:       # number of features, by the lower end of the bin; 0 for dead ones
     "Features by how often they are on."
