@@ -4,13 +4,13 @@ __version__ = "0.1.0"
 _names = {
     'ActStore':'acts.store', 'concat':'acts.store', 'store_rows':'acts.store', 'find_damage':'acts.store', 'Shuffled':'acts.stream', 'extract':'acts.extract', 'load_model':'acts.extract',
     'load_vision':'acts.vision', 'load_language':'acts.language', 'load_llava':'acts.llava', 'open_source':'acts.sources', 'push':'acts.share', 'fetch':'acts.share',
-    'open_images':'core.data', 'open_words':'core.data', 'verify':'core.data', 'sites':'core.sites',
+    'open_images':'core.data', 'open_words':'core.data', 'open_tree':'core.data', 'verify':'core.data', 'sites':'core.sites',
     'Codes':'core.codes', 'capture':'core.hooks', 'replace':'core.hooks', 'points':'core.hooks', 'plant':'core.synthetic',
     'SAE':'saes.base', 'make_sae':'saes.base', 'load_sae':'saes.base', 'save_sae':'saes.base', 'check':'saes.check', 'from_pretrained':'saes.interop', 'read_sae':'saes.interop', 'save_as':'saes.interop',
     'LossMetric':'saes.weighted', 'power_metric':'saes.weighted', 'dimension_weights':'saes.weighted', 'mcc':'saes.identifiable',
     'train':'training.loop', 'TrainConfig':'training.loop', 'train_many':'training.sweep', 'evaluate':'training.loop', 'LivePlot':'training.log',
-    'MonosemanticityScore':'metrics.monosemanticity', 'Reconstruction':'metrics.reconstruction', 'FeatureReport':'metrics.report', 'measure':'metrics.report',
-    'load_report':'metrics.report', 'write_page':'viz.page',
+    'MonosemanticityScore':'metrics.monosemanticity', 'Reconstruction':'metrics.reconstruction', 'FeatureReport':'metrics.report', 'measure':'metrics.report', 'compare':'metrics.report', 'fms':'metrics.fms', 'fms_many':'metrics.fms',
+    'load_report':'metrics.report', 'write_page':'viz.page', 'report_card':'viz.card',
 }
 __all__ = sorted(_names)
 

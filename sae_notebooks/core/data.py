@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['data_folder', 'extra_folder', 'catalogue', 'verify', 'Images', 'open_image', 'open_images', 'model_folder',
-           'open_words']
+           'open_words', 'open_tree']
 
 # %% ../../nbs/core/10_data.ipynb #e3a305bd
 import csv
@@ -144,3 +144,15 @@ def open_words(
     words = pd.read_csv(p, keep_default_na=False)
     if 'word' not in words: raise BadInput(f'{p} has no column "word"; its columns are: {", ".join(map(str,words.columns))}')
     return words
+
+# %% ../../nbs/core/10_data.ipynb #ca2bcd10
+def open_tree(
+    src:str|Path='kinds', # an embedded tree, or a CSV file: label, then columns from the root down
+)->pd.DataFrame:          # index: label
+    "A taxonomy: one row a label."
+    man = read_json(data_folder()/'manifest.json')
+    p = Path(src) if Path(src).is_file() else data_folder()/man[str(src)]['path'] if man.get(str(src),{}).get('kind')=='tree' else None
+    if p is None: raise NotFound(f'no taxonomy {str(src)!r}: name a CSV file (label, then columns from the root down), or one of {[k for k,v in man.items() if v["kind"]=="tree"]}')
+    tree = pd.read_csv(p, index_col=0, keep_default_na=False, dtype=str)
+    if not tree.shape[1] or not tree.index.is_unique: raise BadInput(f'{p} must hold each label once, and a column for each level below the root')
+    return tree

@@ -96,19 +96,17 @@ def measure(
     judge:str,               # the same images by an independent evaluation encoder, a folder written by extract
     out:str='run/report',    # folder for the report
     also:str='',             # more judges, folders with commas between
-    tree:str='',             # a taxonomy, CSV: class, then columns from the root down
+    tree:str='',             # a taxonomy: an embedded one, or CSV: label, then columns from the root down
     draws:int=200,           # resamples and shuffles
 ):
     "Score every feature: MS with intervals and null, labels, FMS, overlap, top images."
-    import pandas as pd
     from sae_notebooks.acts.store import ActStore
-    from sae_notebooks.core.files import NotFound
+    from sae_notebooks.core.data import open_tree
     from sae_notebooks.metrics.report import measure as run
     from sae_notebooks.saes.interop import from_pretrained
-    if tree and not Path(tree).is_file(): raise NotFound(f'no taxonomy at {tree}: it is a CSV file, class first, then columns from the root down')
-    judges = [ActStore(j) for j in [judge,*filter(None,also.split(','))]]
-    names = {f'{j.meta.get("model") or "judge"}'+('' if i==0 else f' {i+1}' if j.meta.get('model')==judges[0].meta.get('model') else ''):j for i,j in enumerate(judges)}
-    report = run(from_pretrained(sae), ActStore(store), names, tree=pd.read_csv(tree,index_col=0) if tree else None, draws=draws)
+    judges = {}
+    for j in map(ActStore, [judge,*filter(None,also.split(','))]): judges[j.path.name if j.meta.get('model') in (None,*judges) else j.meta['model']] = j
+    report = run(from_pretrained(sae), ActStore(store), judges, tree=open_tree(tree) if tree else None, draws=draws)
     report.save(out)
     print(f'{out}: {report}')
 

@@ -27,7 +27,7 @@ def card_lines(
         'median MS':span('ms'), 'of any two images':f'{s["floor"]:.3f}', 'best tenth from':span('ms_q90'), 'beyond luck (q ≤ 0.05)':_share(s.get('meaningful')), 'undefined':f'{s["undefined"]:,}'}
     if s.get('purity') is not None: out.update({'class purity':span('purity'), 'purity of any two':f'{s["purity_floor"]:.3f}'})
     if s.get('fms_star') is not None: out['FMS@1, chance taken out'] = f'{s["fms_star"]:.3f}'
-    if 'pairs' in (u := s.get('uniqueness') or {}): out['pairs sharing half their images'] = f'{u["share_half"]:.2e} (by chance {u["popular_half"]:.0e})'
+    if 'pairs' in (u := s.get('uniqueness') or {}): out['pairs sharing half their images'] = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
     if s.get('near_copies'): out['near copies among images'] = f'{s["near_copies"]:,}'
     return {**out, 'images':f'{s["images"]:,}', 'layer':f'{s["model"]} {s["point"]}', 'judge':str(s['evaluator'])}
 
@@ -44,11 +44,12 @@ def card_figures(
     if ok.any():
         sure = (f.q<=.05)&ok
         groups = {k:v for k,v in {'beyond luck':sure,'not told from luck':ok&~sure}.items() if v.any()}
-        ax = score_vs_support({k:f.ms[v].to_numpy() for k,v in groups.items()}, {k:f.support[v].to_numpy() for k,v in groups.items()}, floor=report.summary['floor'])
+        ax = plt.subplots(figsize=(3.6,2.6))[1]
+        score_vs_support({k:f.ms[v].to_numpy() for k,v in groups.items()}, {k:f.support[v].to_numpy() for k,v in groups.items()}, floor=report.summary['floor'], ax=ax)
         out.append(('Score against the number of images. Rare features score high by luck more often; what is beyond luck is told by shuffling, at a false discovery rate of 5 %.', png(ax)))
-    h = density_histogram(f.density.to_list()); h = h[h.index>0]
+    h = density_histogram(f.density.to_list(), 5); h = h[h.index>0]
     if len(h):
-        fig,ax = plt.subplots(figsize=(3.6,2.6)); ax.bar(h.index, h, width=h.index*.7, align='edge'); ax.set(xscale='log', xlabel='share of images on which a feature is on', ylabel='features')
+        fig,ax = plt.subplots(figsize=(3.6,2.6)); ax.bar(h.index, h, width=h.index*.5, align='edge'); ax.set(xscale='log', xlabel='share of images on which a feature is on', ylabel='features')
         out.append((f'How often features are on; {report.summary["dead"]:,} are never.', png(fig)))
     if (t := report.tables.get('fms')) is not None and len(t):
         v = t['star@1'].astype(float).sort_values(ascending=False).to_numpy()

@@ -59,7 +59,7 @@ def _need(table, what, *columns):
 
 def _log_axis(ax, base=10):
     "A logarithmic x axis labelled with plain numbers."
-    ax.set_xscale('log', base=base); ax.xaxis.set_major_formatter(lambda v, _: f'{v:,g}')
+    ax.set_xscale('log', base=base); ax.xaxis.set_major_formatter(lambda v, _: f'{v:,g}'); ax.xaxis.set_minor_formatter(lambda v, _: f'{v:,g}' if base==10 and f'{v:e}'[0] in '25' else '')
 
 # %% ../../nbs/viz/10_figures.ipynb #c9346843
 def _render(ax, **kw):
