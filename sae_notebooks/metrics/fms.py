@@ -139,14 +139,14 @@ class Tree:
         return torch.stack([torch.where((self.depth==k), most, torch.where(leaf&(self.depth<k), on+off if escaped else most, 0)).sum() for k in range(D+1)])/(on+off)[0]
 
     def predict(self, data:Presorted, rows:Tensor)->Tensor: # class of each of `rows` when cut off at depth 0, 1, …, (depth+1, rows)
-        at,out = torch.zeros_like(rows),[]
+        at,out = torch.zeros(len(rows),dtype=torch.long),[]
         say = (self.w1*self.on>self.n-self.on).long()
         for _ in range(int(self.depth.max())+1):
             out.append(say[at])
             ask = self.feature[at]
             for k in ask[ask>=0].unique().tolist():
                 here = (ask==k).nonzero().flatten(); a = at[here]
-                at[here] = torch.where(data.column(k)[rows[here]].double()<=self.threshold[a], self.left[a], self.right[a])
+                at[here] = torch.where(data.column(k)[rows[here.to(rows.device)]].double().cpu()<=self.threshold[a], self.left[a], self.right[a])
         return torch.stack(out)
 
 def grow(
@@ -263,7 +263,7 @@ def fms(
     if test is None and held: test = np.zeros(len(y),bool); test[known] = split_rows(y[known], None if groups is None else np.asarray(groups)[known], seed=seed, stratify=protocol=='heldout')
     fit,score = (known&~test,known&test) if held else (known,known)
     if not all(0<y[part].sum()<part.sum() for part in (fit,score)): return _undefined(base, p, 'one part of the split has a single class: more examples, or another grouping')
-    return _fms(data.only(torch.from_numpy(fit)) if not fit.all() else data, y, fit, score, base, p, protocol, groups, permutations, draws, latent, max_depth, protocol=='heldout' if balance is None else balance, seed)
+    return _fms(data.only(torch.from_numpy(fit).to(data.x[0].device)) if not fit.all() else data, y, fit, score, base, p, protocol, groups, permutations, draws, latent, max_depth, protocol=='heldout' if balance is None else balance, seed)
 
 # %% ../../nbs/metrics/40_fms.ipynb #2e2ffb84
 def _undefined(base, p, why):
@@ -279,17 +279,17 @@ def _models(data, y, p, latent, max_depth, w1):
 def _predictions(data, rank, tree, rows, p, major):
     "Class of each of `rows` by the best feature, by the best after p are gone, and by the tree at each depth."
     def by(j):
-        if j>=len(rank): return torch.full((len(rows),), major)
+        if j>=len(rank): return torch.full((len(rows),), major, device=rows.device)
         r = rank.loc[j]; return torch.where(data.column(int(r.feature))[rows].double()<=r.threshold, int(r.left), int(r.right))
-    return np.stack([by(j).numpy() for j in (0,*p)]),tree.predict(data, rows).numpy()
+    return np.stack([by(j).cpu().numpy() for j in (0,*p)]),tree.predict(data, rows).numpy()
 
 def _fms(data, y, fit, score, base, p, protocol, groups, permutations, draws, latent, max_depth, balance, seed):
-    t = torch.from_numpy(np.nan_to_num(y)>0)
+    t = torch.from_numpy(np.nan_to_num(y)>0).to(data.x[0].device)
     w1 = (y[fit]==0).sum()/(y[fit]==1).sum() if balance else 1.
     rank,tree = _models(data, t, p, latent, max_depth, w1)
     if not len(rank): return _undefined(base, p, 'no feature varies')
     few = [q for q in p if q>=len(rank)]
-    rows = torch.from_numpy(np.flatnonzero(score))
+    rows = torch.from_numpy(np.flatnonzero(score)).to(t.device)
     flat,deep = _predictions(data, rank, tree, rows, p, int(y[fit].mean()>.5))
     yt = y[score]
     a = _right(flat, yt[:,None], balance)[:,0]
@@ -331,7 +331,7 @@ def _null_held(flat, deep, y, groups, times, g, p, protocol, balance):
 def _null_grown(data, t, rows, p, times, g, protocol, max_depth, w1):
     out = [[] for _ in p]
     for _ in range(times):
-        y = t.clone(); y[rows] = t[rows][torch.from_numpy(g.permutation(len(rows)))]
+        y = t.clone(); y[rows] = t[rows][torch.from_numpy(g.permutation(len(rows))).to(t.device)]
         rank,tree = _models(data, y, p, None, max_depth, w1)
         curve = tree.curve(protocol=='notebook').double().numpy()
         a = [rank.acc.iloc[j] if j<len(rank) else curve[0] for j in (0,*p)]
