@@ -7,6 +7,7 @@ __all__ = ['Codes', 'dense_to_codes', 'flat_to_codes', 'cat_codes', 'slice_codes
            'sparse_decode']
 
 # %% ../../nbs/core/30_codes.ipynb #cc67b10e
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -114,7 +115,15 @@ def feature_sums(
 )->Tensor:       # (d_sae, d)
     "For each feature the weighted sum of the rows that used it: `codes.to_dense().T @ x`."
     ptr,rows,order = turn(codes)
+    if x.dtype==torch.float64 and not x.is_cuda and torch.backends.mkl.is_available(): return _csr_sums(ptr, rows, val[order], x)
     return _bag(rows, x.contiguous(), ptr, val[order])
+
+# %% ../../nbs/core/30_codes.ipynb #11de4b7b
+def _csr_sums(ptr, rows, val, x):
+    "`embedding_bag` has no fast path for float64; MKL's sparse product has one."
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Sparse (CSR|invariant)') # said once of a beta interface
+        return torch.sparse_csr_tensor(ptr, rows, val.detach(), (len(ptr)-1,len(x)), check_invariants=False)@x
 
 # %% ../../nbs/core/30_codes.ipynb #f852db74
 class _Decode(torch.autograd.Function):

@@ -36,11 +36,13 @@ def as_acts(
     if not vals.isfinite().all(): raise BadInput(f'activations hold NaN or infinite numbers, the first in {_place(acts, vals)}')
     return acts
 
+# %% ../../nbs/metrics/05_base.ipynb #ce503ca2
 def _from_coo(a):
     row,col = a.indices()
     return Codes(torch.searchsorted(row, torch.arange(a.shape[0]+1, device=row.device)), col, a.values(), a.shape[1])
 
 def _from_csr(a, ptr, idx, val): return Codes(ptr.long(), idx.long(), val, a.shape[1])
+
 def _place(acts, vals):
     at = (~vals.isfinite()).nonzero()[0]
     row,k = (acts.rows[at[0]],acts.idx[at[0]]) if isinstance(acts, Codes) else at

@@ -57,6 +57,7 @@ def _cubes(e, floor, sample, seed):
     b = (e@e.T-floor).fill_diagonal_(0)
     return b.pow(3).sum()*(n*(n-1))/(len(e)*(len(e)-1))
 
+# %% ../../nbs/metrics/25_chance.ipynb #058d7820
 def _triangles(e, floor):
     "Trace of the cube of E Eᵀ - floor 1 1ᵀ - (1-floor) I, whose diagonal is zero."
     a,f = 1-floor,torch.cat([e, torch.ones(len(e),1).to(e)], 1)
@@ -64,6 +65,7 @@ def _triangles(e, floor):
     t = [torch.linalg.matrix_power(m, k).trace() for k in (1,2,3)]
     return t[2]-3*a*t[1]+3*a**2*t[0]-a**3*len(e)
 
+# %% ../../nbs/metrics/25_chance.ipynb #25ee0fe7
 def _shapes(n, r, d, rbr, cubes, tri):
     T,q,p = r.sum(),d.sum(),(r**2-d).sum()
     bend,path,star = (d*r).sum()-cubes,rbr-2*(d*r).sum()+cubes-tri,(r**3-3*d*r).sum()+2*cubes
@@ -112,6 +114,7 @@ def drawn_p(
         above += torch.einsum('bkn,kn->bk', torch.einsum('km,bmn->bkn', w, q), w).ge(real-1e-12).sum(0)
     return above/(draws+1)
 
+# %% ../../nbs/metrics/25_chance.ipynb #a8aba1fc
 def _pairs(e): return (e@e.mT)*(1-torch.eye(e.shape[-2], dtype=e.dtype, device=e.device))
 
 def _sets(n, m, b, g):
@@ -158,6 +161,7 @@ def near_duplicates(
         pairs.append(torch.stack([i+lo,j+lo],1)); cos.append(s[i,j])
     return torch.cat(pairs),torch.cat(cos)
 
+# %% ../../nbs/metrics/25_chance.ipynb #a13e2f55
 def duplicate_share(
     codes:Codes,  # features of the images, (n, d_sae)
     pairs:Tensor, # from `near_duplicates`, (k, 2)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.codes import Codes, turn
+from ..core.codes import Codes, dense_to_codes, turn
 from ..core.files import BadInput
 from ..core.synthetic import stream
 from .base import Metric, as_acts, bh
@@ -36,6 +36,7 @@ class Presorted:
         return Presorted(self.x, [_keep(o, rows[o.long()], n) for o in self.order], self.ties, n, self.d_sae)
     def column(self, k:int)->Tensor: return self.x[k//len(self.x[0])][k%len(self.x[0])] # (n_all,)
 
+# %% ../../nbs/metrics/40_fms.ipynb #f6c79086
 def presort(
     acts,            # activations: Codes, dense or sparse (n, d_sae)
     size:int=1<<19,  # numbers in a chunk
@@ -73,6 +74,7 @@ def _candidates(sums, order, x, ties, pos):
     gain[:,pos.last] = -1.
     return gain,c
 
+# %% ../../nbs/metrics/40_fms.ipynb #52a785cd
 def _near(best): return (best*(1-1e-4)-1e-6).clamp_min(0)
 
 def _purity(i, n, on, on_all, w1=1.):
@@ -80,6 +82,7 @@ def _purity(i, n, on, on_all, w1=1.):
     l1,r1,l0,r0 = w1*on,w1*(on_all-on),i-on,(n-i)-(on_all-on)
     return (l0*l0+l1*l1)/(l0+l1)+(r0*r0+r1*r1)/(r0+r1)
 
+# %% ../../nbs/metrics/40_fms.ipynb #e43b7cc5
 class _Level:
     "Nodes to be cut, whose examples lie one after the other in every order."
     def __init__(self, node, n, on, depth, w1=1., device='cpu'):
@@ -95,6 +98,7 @@ class _Level:
         self.share = (w1*self.on/(self.n+(w1-1)*self.on))[self.seg].float()
         self.w,self.base = (size/(self.i*(size-self.i)).clamp_min(1)).float(),(self.i*(self.on/self.n)[self.seg]).float()
 
+# %% ../../nbs/metrics/40_fms.ipynb #d91ca231
 def _middle(a, b):
     mid = a/2+b/2
     return torch.where(mid==b, a, mid)
@@ -149,6 +153,7 @@ class Tree:
                 at[here] = torch.where(data.column(k)[rows[here.to(rows.device)]].double().cpu()<=self.threshold[a], self.left[a], self.right[a])
         return torch.stack(out)
 
+# %% ../../nbs/metrics/40_fms.ipynb #d30c5b71
 def grow(
     data:Presorted,
     y:Tensor,            # labels of all examples, bool, (n_all,)
@@ -167,7 +172,7 @@ def grow(
         level = nodes.open(lefts+rights)
     return nodes.tree()
 
-# %% ../../nbs/metrics/40_fms.ipynb #d30c5b71
+# %% ../../nbs/metrics/40_fms.ipynb #cab99c5c
 class _Nodes:
     def __init__(self, n, on, w1, device): self.rows,self.n,self.on,self.depth,self.w1,self.device = [[-1,float('nan'),-1,-1]],[n],[on],[0],w1,device
     def open(self, ids):
@@ -186,6 +191,7 @@ class _Nodes:
             self.rows.append([-1,float('nan'),-1,-1]); self.n.append(n); self.on.append(ones); self.depth.append(level.depth+1)
             if 0<ones<n: side[own] = which; yield kid,which
 
+# %% ../../nbs/metrics/40_fms.ipynb #ee1c3963
 def _best_cuts(data, orders, level, sums):
     "For each node its best cut: (place in the level, feature, position, positives to its left)."
     best,found = torch.full((len(level.node),),-1.,device=sums.device),[]
@@ -216,11 +222,13 @@ def fms_score(
     else: local,whole = local.clip(0,1),(1-_until(gains[1:], curve[1:]>=1-1e-3)).clip(0,1)
     return a0*(local+whole)/2,local,whole
 
+# %% ../../nbs/metrics/40_fms.ipynb #753692a0
 def _until(gain, hit):
     "Mean over depths up to and with the first one that has nothing left to learn."
     seen = np.cumsum(hit, 0)-hit==0
     return (gain*seen).sum(0)/seen.sum(0)
 
+# %% ../../nbs/metrics/40_fms.ipynb #9b7d66a8
 def split_rows(
     y:np.ndarray,     # labels, (n,) or (n, C)
     groups=None,      # examples with the same group stay together, (n,)
@@ -276,6 +284,7 @@ def _models(data, y, p, latent, max_depth, w1):
     if latent is not None: rank = pd.concat([rank[rank.feature==latent], rank[rank.feature!=latent]])
     return rank.head(max(p)+1).reset_index(drop=True),grow(data, y, max_depth, w1)
 
+# %% ../../nbs/metrics/40_fms.ipynb #aa497c66
 def _predictions(data, rank, tree, rows, p, major):
     "Class of each of `rows` by the best feature, by the best after p are gone, and by the tree at each depth."
     def by(j):
@@ -283,6 +292,7 @@ def _predictions(data, rank, tree, rows, p, major):
         r = rank.loc[j]; return torch.where(data.column(int(r.feature))[rows].double()<=r.threshold, int(r.left), int(r.right))
     return np.stack([by(j).cpu().numpy() for j in (0,*p)]),tree.predict(data, rows).numpy()
 
+# %% ../../nbs/metrics/40_fms.ipynb #d0bff9cc
 def _fms(data, y, fit, score, base, p, protocol, groups, permutations, draws, latent, max_depth, balance, seed):
     t = torch.from_numpy(np.nan_to_num(y)>0).to(data.x[0].device)
     w1 = (y[fit]==0).sum()/(y[fit]==1).sum() if balance else 1.
@@ -316,6 +326,7 @@ def _shuffles(y, groups, times, g):
         if (first[inv]==y).all(): return np.stack([g.permutation(first)[inv] for _ in range(times)],1)
     return np.stack([g.permutation(y) for _ in range(times)],1)
 
+# %% ../../nbs/metrics/40_fms.ipynb #0c0de9c8
 def _right(pred, lab, balance): # (models, n), (n, B) of 0 and 1 -> accuracies (models, B)
     pred,lab = pred.astype(float),lab.astype(float)
     hit,on = pred@lab,lab.sum(0)
@@ -328,6 +339,7 @@ def _null_held(flat, deep, y, groups, times, g, p, protocol, balance):
     a,c = _right(flat,lab,balance),_right(deep,lab,balance)
     return [fms_score(a[0],a[1+j],c,protocol)[0] for j in range(len(p))]
 
+# %% ../../nbs/metrics/40_fms.ipynb #de073b7f
 def _null_grown(data, t, rows, p, times, g, protocol, max_depth, w1):
     out = [[] for _ in p]
     for _ in range(times):
@@ -338,6 +350,7 @@ def _null_grown(data, t, rows, p, times, g, protocol, max_depth, w1):
         for j in range(len(p)): out[j].append(fms_score(a[0],a[1+j],curve,protocol)[0])
     return [np.array(o) for o in out]
 
+# %% ../../nbs/metrics/40_fms.ipynb #6fee1be0
 def _resampled(flat, deep, y, groups, draws, g, p, protocol, curve, balance):
     "The score over resampled examples (or groups), what was fitted held fixed."
     if not draws: return [np.array([])]*len(p)
@@ -390,8 +403,9 @@ def fms_many(
         rows.append(dict(r, **(probe_ceilings(data, y, test) if ceilings and not r['reason'].startswith(('all','one')) else {})))
     return pd.DataFrame(rows, index=pd.Index(names,name='concept'))
 
+# %% ../../nbs/metrics/40_fms.ipynb #270d4ca1
 def probe_ceilings(
-    data:Presorted,
+    data:Presorted,  # from `presort`
     y:np.ndarray,    # 1, 0, NaN, (n,)
     test:np.ndarray, # True where scored, (n,)
 )->dict:             # probe_acc, means_acc: balanced accuracy of a logistic regression, and of the projection on the difference of class means, both with a threshold from the training part
@@ -438,7 +452,6 @@ class FeatureMonosemanticityScore(Metric):
         y:Tensor,  # labels from `label_matrix`, (n, C)
     ):
         "Keep one batch."
-        from sae_notebooks.core.codes import dense_to_codes
         acts = as_acts(acts); c = acts if isinstance(acts, Codes) else dense_to_codes(acts)
         if len(c)!=len(y): raise BadInput(f'{len(c)} rows of activations and {len(y)} of labels: they must be of the same examples')
         for name,v in (('idx',c.idx),('val',c.val.detach()),('many',c.row_ptr.diff()),('y',y)): getattr(self,name).append(v)

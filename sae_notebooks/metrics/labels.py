@@ -32,6 +32,7 @@ def label_matrix(
     y[y==-1] = dict(ignore=np.nan, zero=0., one=1.)[uncertain]
     return torch.from_numpy(y),names
 
+# %% ../../nbs/metrics/35_labels.ipynb #cfac3f83
 def _one_hot(labels):
     names = np.unique(np.asarray(labels, dtype=str))
     if len(names)<2: raise BadInput(f'all {len(labels)} labels are {names[0]!r}: there is nothing to tell apart' if len(names) else 'no labels')
@@ -92,6 +93,7 @@ def _sorted_entries(codes):
     new[1:] = (col[1:]!=col[:-1])|(val[1:]!=val[:-1])
     return col,rows,val,new.cumsum(0)-1
 
+# %% ../../nbs/metrics/35_labels.ipynb #cd58068c
 def _placed(w, col, val, tie, d, total):
     "For each entry the weight `w` of entries below it, ties half and zeros included; weight of the zeros and of what is below them, (d,)."
     group = torch.zeros(int(tie[-1])+1 if len(tie) else 0, dtype=torch.double).index_add(0, tie, w)
@@ -100,6 +102,7 @@ def _placed(w, col, val, tie, d, total):
     zeros,low = total-own,torch.zeros(d, dtype=torch.double).index_add(0, col, w*(val<0))
     return before+group[tie]/2+zeros[col]*(val>0),zeros,low
 
+# %% ../../nbs/metrics/35_labels.ipynb #7fa090e1
 def _auroc_of(col, rows, val, tie, d, y):
     known = ~y.isnan()
     pos,neg = (y==1).double(),(known&(y==0)).double()
@@ -116,6 +119,7 @@ def _auroc_of(col, rows, val, tie, d, y):
     se = (v1.clamp_min(0)/(n1-1).clamp_min(1)+v0.clamp_min(0)/(n0-1).clamp_min(1)).sqrt()
     return dict(auroc=auc, se=se, **_mann_whitney(auc, p+q, col, tie, d, n1, n0, z0+z1))
 
+# %% ../../nbs/metrics/35_labels.ipynb #fb551936
 def _mann_whitney(auc, w, col, tie, d, n1, n0, zeros):
     n,size = n1+n0,torch.zeros(int(tie[-1])+1 if len(tie) else 0, dtype=torch.double).index_add(0, tie, w)
     first = torch.ones(len(tie), dtype=torch.bool); first[1:] = tie[1:]!=tie[:-1]
@@ -167,6 +171,7 @@ def best_features(
     pick = {nm:v.reshape(-1,len(names))[k,c].numpy() for nm,v in dict(corr=corr, **{x:scores[x] for x in ('precision','recall','f1')}, auroc=area['auroc'], auroc_se=area['se']).items()}
     return pd.DataFrame(dict(feature=k.numpy(), **pick), index=pd.Index(names,name='label'))
 
+# %% ../../nbs/metrics/35_labels.ipynb #dfd3d127
 def medsae_scores(
     corr:Tensor,       # correlations of features with labels, (d_sae, C)
     strong:float=.2,   # features with a correlation above this enter the mean entropy
@@ -175,6 +180,7 @@ def medsae_scores(
     r = corr.nan_to_num(0.); H = label_entropy(r); ok = r.abs().amax(1)>strong
     return dict(corr=r.amax(0).mean().item(), entropy=H[ok].mean().item(), entropy_best=H[r.argmax(0)].nanmean().item(), strong=int(ok.sum()))
 
+# %% ../../nbs/metrics/35_labels.ipynb #e83313f3
 def class_mean_score(
     mean_in:Tensor,  # mean activation of each feature over images with the label, (d_sae,)
     mean_out:Tensor, # over images without it, (d_sae,)

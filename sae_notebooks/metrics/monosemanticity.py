@@ -22,11 +22,11 @@ from .base import Metric, as_acts
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #10d4a041
 def _unit(emb):
-    e = emb.double()
-    if not e.isfinite().all(): raise BadInput(f'the embedding of row {(~e.isfinite().all(1)).nonzero()[0].item()} holds NaN or infinite numbers')
-    norm = e.norm(dim=1, keepdim=True)
-    if (norm==0).any(): raise BadInput(f'the embedding of row {(norm==0).nonzero()[0,0].item()} is zero: it has no direction to compare')
-    return e/norm
+    e = emb.detach().to(torch.float64, copy=True)
+    norm = e.norm(dim=1)
+    if not norm.isfinite().all(): raise BadInput(f'the embedding of row {(~norm.isfinite()).nonzero()[0].item()} holds NaN or infinite numbers')
+    if (norm==0).any(): raise BadInput(f'the embedding of row {(norm==0).nonzero()[0].item()} is zero: it has no direction to compare')
+    return e.div_(norm[:,None])
 
 def _checked(acts, emb):
     acts = as_acts(acts)
@@ -54,6 +54,7 @@ def column_min(
     at = torch.zeros_like(lo).index_add(0, acts.idx, (acts.val==lo[acts.idx]).to(lo))
     return torch.stack([lo, at+n_off*(lo==0)])
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #f501ce2e
 def _lower(pairs): # (k, 2, d_sae) -> (2, d_sae): the lower minimum, with the counts of those that have it
     lo = pairs[:,0].amin(0)
     return torch.stack([lo, (pairs[:,1]*(pairs[:,0]==lo)).sum(0)])
@@ -68,6 +69,7 @@ def shifted_powers(
     p = torch.cat([n.expand(1,len(lo)), p])
     return torch.stack([sum(math.comb(k,j)*(-lo)**(k-j)*p[j] for j in range(k+1)) for k in range(1,7)])
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #0035bc27
 def ms_from_sums(
     s:dict,     # n, p, W, E and low, as kept by MonosemanticityScore
 )->dict:        # num, den, p, V of the shifted activations, lo, support, n_images (effective), n_eff (effective pairs)
@@ -144,6 +146,7 @@ def rescored(
     for k,(w,e) in own.items(): score[k] = _by_pairs(torch.cat(w), torch.cat(e), most)
     return score
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #8fc736d9
 def _of_features(acts, emb, which, lo, shift):
     acts,e = _checked(acts, emb)
     cols = (acts.to_dense() if isinstance(acts,Codes) else acts)[:,which]-lo[which]-(0 if shift is None else shift[which].to(lo))
@@ -210,6 +213,7 @@ def _hall(full, se, a, images, level):
     back = lambda y: torch.where(a.abs()>1e-6, 3/a*(torch.copysign((z:=1+a*(y-a/6)).abs().pow(1/3), z)-1), y)
     return dict(lo=(full-se*back(t)).clamp(-1,1), hi=(full-se*back(-t)).clamp(-1,1))
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #35e47ec0
 def jackknife(
     metric:MonosemanticityScore, # that has seen all images
     batches,                     # pairs (acts, emb) of the same images again
@@ -227,6 +231,7 @@ def resampled_counts(
     g = stream('ms bootstrap',seed)
     return torch.stack([torch.bincount(torch.randint(n,(n,),generator=g), minlength=n) for _ in range(draws)])
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #3e3fec3b
 def bootstrap(
     acts,           # of all images: Codes or dense (n, d_sae)
     emb:Tensor,     # their embeddings, (n, d_emb)
@@ -246,6 +251,7 @@ def bootstrap(
         if hi-lo>1: scores[:,k] = _resampled(count[:,row[lo:hi]]*val[lo:hi], e[row[lo:hi]])
     return np.array([np.asarray(stat(s)) for s in scores])
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #05a74b31
 def _resampled(w, e): # weights of a feature's images in each draw (draws, m), their embeddings (m, d) -> (draws,)
     sq = ((w@(e@e.T))*w).sum(1) if len(e)<e.shape[1] else (w@e).square().sum(1)
     u,v = w.sum(1),w.square().sum(1)
@@ -267,6 +273,7 @@ def null_band(
         rows.append([m,*score.quantile(torch.tensor([.05,.5,.95],dtype=score.dtype)).tolist(),score.max().item()])
     return pd.DataFrame(rows, columns=['support','q05','q50','q95','max'])
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #71dab1b7
 def _random_ms(e, m, values, draws, g):
     pick = torch.rand(draws, len(e), generator=g).topk(m, dim=1).indices
     w = values[torch.randint(len(values), (draws,m), generator=g)]

@@ -67,9 +67,10 @@ class FeatureReport:
         write_json(path/'report.json', dict(self.summary, tables=list(self.tables)))
         return path
 
+# %% ../../nbs/metrics/80_report.ipynb #44335380
 def _three(v): return 'undefined' if v is None else f'{v:.3f}'
 
-# %% ../../nbs/metrics/80_report.ipynb #44335380
+# %% ../../nbs/metrics/80_report.ipynb #077dbff5
 def load_report(
     path:str|Path, # a folder that FeatureReport.save wrote
 )->FeatureReport:
@@ -85,6 +86,7 @@ def load_report(
     tables = {nm:_read(path/f'table_{nm}.csv') for nm in summary.pop('tables',[])}
     return FeatureReport(features, summary, t['items'], t['acts'], tables, {k[6:]:v for k,v in t.items() if k.startswith('draws/')})
 
+# %% ../../nbs/metrics/80_report.ipynb #d1f133cc
 def _read(csv): return pd.read_csv(csv, index_col=0, keep_default_na=False, na_values=[''], dtype=dict(label=str, best_label=str, reason=str, concept=str))
 
 # %% ../../nbs/metrics/80_report.ipynb #bac2f290
@@ -155,6 +157,7 @@ def _group():
     d = torch.distributed
     return (d.get_rank(),d.get_world_size()) if d.is_available() and d.is_initialized() else (0,1)
 
+# %% ../../nbs/metrics/80_report.ipynb #a371981c
 def _gathered(codes, errors, recon, world):
     "Everybody's codes and errors, in the order of the rows; `recon` gets everybody's sums."
     _alone(recon)
@@ -165,12 +168,13 @@ def _gathered(codes, errors, recon, world):
     recon._update_count = world
     return cat_codes([Codes(p,i,v,codes.d_sae) for p,i,v,*_ in parts]),torch.cat([p[3] for p in parts])
 
+# %% ../../nbs/metrics/80_report.ipynb #a75b044e
 def _alone(metric):
     "A metric that has seen everything in every process, and must not be added up again."
     metric.sync_on_compute = False
     return metric
 
-# %% ../../nbs/metrics/80_report.ipynb #a371981c
+# %% ../../nbs/metrics/80_report.ipynb #d975fc36
 def label_report(
     codes:Codes,          # features, (n, d_sae)
     y:Tensor,             # from `label_matrix`, (n, C)
@@ -187,6 +191,7 @@ def label_report(
                 corr=scores['corr'].gather(1,top[:,None])[:,0].numpy(), entropy=null['entropy'].numpy(), entropy_null=null['entropy_null'].numpy(), entropy_p=null['entropy_p'].numpy())
     return cols,table
 
+# %% ../../nbs/metrics/80_report.ipynb #f22978df
 def rank_agreement(
     scores:dict, # encoder -> MS of the same features, (d_sae,)
 )->pd.DataFrame: # one row a pair of encoders: features that both define, Spearman, Kendall
@@ -206,6 +211,7 @@ def _embeddings(store, emb, item):
     if missing := [i for i in item.tolist() if i not in at]: raise BadInput(f'{len(missing)} images have activations and no embedding, the first is {store.items.file[missing[0]]}')
     return emb[[at[i] for i in item.tolist()]]
 
+# %% ../../nbs/metrics/80_report.ipynb #62065354
 def _concepts(labels, store, rows, item):
     "Class names (n,), or None; a table of concepts (n, C), or None."
     if isinstance(labels, pd.DataFrame):
@@ -264,11 +270,13 @@ def _report(sae, codes, recon, err, E, names, concepts, tree, item, store, how, 
         **({'loss':loss} if loss else {}), sae=sae.cfg, model=store.meta.get('model'), point=store.meta.get('point'), evaluator=judge, settings=how, images_hash=_hash(store, item), made_by=made_by())
     return FeatureReport(features, _finite(summary), np.where(top>=0, item[top], -1), acts, tables, boots)
 
+# %% ../../nbs/metrics/80_report.ipynb #3a3018c8
 def _judges(features, codes, E, tables):
     for nm,e in list(E.items())[1:]:
         other,x = score_features(codes, e); features[f'ms@{nm}'],features[f'lift@{nm}'] = other.ms,other['lift']
     if len(E)>1: tables['encoders'] = rank_agreement({nm:features.ms if i==0 else features[f'ms@{nm}'] for i,nm in enumerate(E)})
 
+# %% ../../nbs/metrics/80_report.ipynb #f475033a
 def _labelled(features, codes, concepts, tables, how, extra):
     y,names = label_matrix(concepts)
     cols,tables['labels'] = label_report(codes, y, names, min(how['draws'],100), how['seed'])
@@ -278,6 +286,7 @@ def _labelled(features, codes, concepts, tables, how, extra):
         t = fms_many(codes, pd.DataFrame(y[:,many].numpy(), columns=[n for n,k in zip(names,many) if k]), permutations=how['draws'], draws=how['draws'], seed=42+how['seed'])
         tables['fms'] = t.drop(columns=['curve','protocol']); extra['fms_star'] = float(t['star@1'].astype(float).median())
 
+# %% ../../nbs/metrics/80_report.ipynb #62f2e01b
 def _depths(top, tree, names, draws, seed):
     t = depth_table(top, taxonomy(tree, names), max(500,draws), seed)
     return t.depth.to_numpy(),t.q.to_numpy()
@@ -286,7 +295,7 @@ def _unique(top, n, draws):
     try: return uniqueness(top, n, draws=min(draws,20))
     except BadInput as e: return dict(reason=str(e))
 
-# %% ../../nbs/metrics/80_report.ipynb #3a3018c8
+# %% ../../nbs/metrics/80_report.ipynb #c7ee8781
 def _summary(f, codes, e, names, err, recon, ok, draws, seed):
     "Medians and quantiles with 95 % intervals over images, and the resamples they rest on."
     q = torch.tensor([.5,.9],dtype=torch.double)
@@ -304,6 +313,7 @@ def _summary(f, codes, e, names, err, recon, ok, draws, seed):
         out[f'{k}_lo'],out[f'{k}_hi'] = mid-half,mid+half
     return out,boots
 
+# %% ../../nbs/metrics/80_report.ipynb #e0b7a593
 def _hash(store, item): return hashlib.sha256('\n'.join(map(str,store.items.file.iloc[item])).encode()).hexdigest()[:16]
 
 def _finite(d):
@@ -354,6 +364,7 @@ def compare_sources(
     table.attrs.update(extra)
     return table,tables
 
+# %% ../../nbs/metrics/80_report.ipynb #6c8a4294
 def verdicts(
     table:pd.DataFrame,           # from compare_sources
     ours:str,                     # the row to compare with all others

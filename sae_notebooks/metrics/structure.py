@@ -20,6 +20,7 @@ def _incidence(top):
     n = max(int(top.max())+1 if top.size else 0, 1)
     return sp.csr_matrix((np.ones(len(full)*top.shape[1],np.int32), top[full].ravel(), np.arange(len(full)+1)*top.shape[1]), shape=(len(full),n)),full
 
+# %% ../../nbs/metrics/60_structure.ipynb #47728485
 def overlaps(
     top:np.ndarray,  # strongest items of each feature, -1 where there are fewer, (d_sae, m)
 )->pd.DataFrame:     # a, b, jaccard: pairs of features that share an item, features with fewer than m items left out
@@ -46,6 +47,7 @@ def uniqueness(
     return dict(features=len(full), left_out=len(top)-len(full), pairs=int(pairs), share_any=len(j)/pairs, share_half=(j>.5).sum()/pairs, copies=int((j==1).sum()), lot=float(lot),
                 popular=null[:,0].mean(), popular_half=null[:,1].mean(), p=(1+(null[:,1]>=(j>.5).sum()/pairs).sum())/(draws+1))
 
+# %% ../../nbs/metrics/60_structure.ipynb #35645f77
 def _shuffled(top, g):
     "Pairs that overlap, and by more than half, when items change hands; a feature that gets an item twice swaps it again."
     flat = g.permutation(top.ravel()).reshape(top.shape)
@@ -73,6 +75,7 @@ def taxonomy(
         out.append(np.where(v[:,k]=='', -1, pd.factorize(path)[0]))
     return np.stack(out,1)
 
+# %% ../../nbs/metrics/60_structure.ipynb #ed8af257
 def meeting_depth(
     top:np.ndarray,  # strongest items of each feature, -1 where there are fewer, (d_sae, m)
     tree:np.ndarray, # from `taxonomy`, (n, levels)
@@ -100,11 +103,12 @@ def depth_null(
     g = np.random.default_rng(seed)
     return meeting_depth(np.stack([g.choice(len(tree),m,replace=False) for _ in range(draws)]), tree)
 
+# %% ../../nbs/metrics/60_structure.ipynb #6978b5e4
 def depth_table(
     top:np.ndarray,   # strongest items of each feature, (d_sae, m)
     tree:np.ndarray,  # from `taxonomy`, (n, levels)
-    draws:int=2000,
-    seed:int=0,
+    draws:int=2000,   # sets by lot
+    seed:int=0,       # of those sets
 )->pd.DataFrame:      # depth, z, p (one-sided, deeper), q
     "Meeting depth of every feature, against items by lot."
     depth,null = meeting_depth(top, tree),depth_null(tree, top.shape[1], draws, seed)

@@ -36,6 +36,7 @@ class UserStudy:
             if not own: raise NotFound(f'{self.where} holds no {name}.csv')
             return pd.read_csv(io.BytesIO(tar.extractfile(own[0]).read()), **kw)
 
+# %% ../../nbs/metrics/70_user_study.ipynb #4446edff
 def open_study(
     path:str|Path, # `metric_benchmark.tar.gz`, or the folder it was unpacked to
     x_is=None,     # the value of R_user that means the first feature; None: `x`
@@ -76,7 +77,13 @@ def agreement(
     ci = {f'{nm}_{e}':np.quantile(boot[:,j],q) for j,nm in enumerate(('micro','macro')) for e,q in (('lo',.025),('hi',.975))} if draws else {}
     return dict(micro=micro, macro=macro, **ci, pairs=int(ok.sum()), undefined=int((~ok).sum()), bins=pd.DataFrame(dict(low=names*bin, pairs=np.bincount(inv), agree=per)))
 
-def sides(pairs, sx, sy): # (n,): 1 where the score sides with people, .5 where it is equal, NaN where it is undefined
+# %% ../../nbs/metrics/70_user_study.ipynb #fac6630e
+def sides(
+    pairs:pd.DataFrame, # of the study
+    sx,                 # score of the first feature of each pair, (n,)
+    sy,                 # of the second, (n,)
+)->np.ndarray:          # 1 where the score sides with people, .5 where it is equal, NaN where it is undefined, (n,)
+    "Which pairs a score gets right."
     d = np.sign(np.asarray(sx,float)-np.asarray(sy,float))
     return np.where(np.isnan(d), np.nan, (1+d*pairs.human.to_numpy())/2)
 

@@ -18,7 +18,7 @@ from .page import write_page
 
 # %% ../../nbs/viz/40_card.ipynb #8ff932eb
 def card_lines(
-    report:FeatureReport,
+    report:FeatureReport, # from `measure`
 )->dict: # what it says -> text
     "The summary of a report as lines for people."
     s,f = report.summary,report.features
@@ -35,7 +35,7 @@ def _share(v): return 'undefined' if v is None else f'{v:.0%}'
 
 # %% ../../nbs/viz/40_card.ipynb #15fe58f1
 def card_figures(
-    report:FeatureReport,
+    report:FeatureReport, # from `measure`
 )->list: # pairs of caption and PNG
     "Score against support by significance; how often features are on; how concepts do."
     import matplotlib.pyplot as plt
@@ -59,7 +59,7 @@ def card_figures(
 
 # %% ../../nbs/viz/40_card.ipynb #f19b35b5
 def report_card(
-    report:FeatureReport,
+    report:FeatureReport,   # from `measure`
     path:str|Path,          # the HTML file
     image,                  # the measured images: item -> PIL image, such as an `Images`
     caption=None,           # item -> its text
