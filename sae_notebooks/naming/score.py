@@ -40,7 +40,7 @@ def label_words(
     labels,               # classes
     nouns='nouns',        # a word list with columns word, synonyms, wnid, parent, depth
     near='kind_nouns',    # a table: label, noun that stands for it or next above it
-    min_depth:int=5,      # words higher up, such as *object*, say too little to be right
+    min_depth:int=5,      # words above the first that are higher up, such as *object*, say too little to be right
 )->dict:                  # class -> set of words that hold for it, in small letters
     "The words that are right for each class: its own name, synonyms, and what lies above in WordNet."
     words,near = open_words(nouns).set_index('wnid'),open_tree(near).iloc[:,0] if near else {}
@@ -49,6 +49,7 @@ def label_words(
     out = {}
     for l in dict.fromkeys(map(str,labels)):
         got,i = {l.lower()},of.get(str(near.get(l,l) or l).lower())
+        if i in said: got |= said[i]; i = words.parent[i]
         while i in said and words.depth[i]>=min_depth: got |= said[i]; i = words.parent[i]
         out[l] = got
     return out
@@ -169,9 +170,10 @@ def names_summary(
     "Mean detection AUROC of a set of names with a 95 % interval over features, and of the names of others."
     t = scores[scores.auroc.notna()]; n = len(t)
     if not n: return dict(tested=0, auroc=np.nan, lo=np.nan, hi=np.nan, null=np.nan, null_lo=np.nan, null_hi=np.nan, p=np.nan, better=np.nan, unjudged=len(scores))
-    a,b = t.auroc.to_numpy(float),t.null.to_numpy(float); pick = np.random.default_rng(seed).integers(0,n,(draws,n))
-    ma,mb = a[pick].mean(1),np.nanmean(b[pick],1); q = lambda v: np.quantile(v,[.025,.975])
-    return dict(tested=n, auroc=a.mean(), lo=q(ma)[0], hi=q(ma)[1], null=np.nanmean(b), null_lo=q(mb)[0], null_hi=q(mb)[1], p=(1+(ma<=mb).sum())/(draws+1), better=float((t.q<=.05).mean()), unjudged=len(scores)-n)
+    t = t.astype(dict(auroc=float,null=float)); g = np.random.default_rng(seed)
+    boot = pd.DataFrame([t[['auroc','null']].iloc[g.integers(0,n,n)].mean() for _ in range(draws)]) # NaN are left out
+    q = boot.quantile([.025,.975])
+    return dict(tested=n, auroc=t.auroc.mean(), lo=q.auroc.iloc[0], hi=q.auroc.iloc[1], null=t.null.mean(), null_lo=q.null.iloc[0], null_hi=q.null.iloc[1], p=(1+(~(boot.auroc>boot.null)).sum())/(draws+1), better=float((t.q<=.05).mean()), unjudged=len(scores)-n)
 
 # %% ../../nbs/naming/40_score.ipynb #52bd4a93
 def name_agreement(
