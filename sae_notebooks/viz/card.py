@@ -9,6 +9,7 @@ __all__ = ['card_lines', 'card_figures', 'report_card']
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ..core.files import BadInput
 from ..metrics.reconstruction import density_histogram
@@ -28,9 +29,11 @@ def card_lines(
     if s.get('purity') is not None: out.update({'class purity':span('purity'), 'purity of any two':f'{s["purity_floor"]:.3f}'})
     if s.get('fms_star') is not None: out['FMS@1, chance taken out'] = f'{s["fms_star"]:.3f}'
     if 'pairs' in (u := s.get('uniqueness') or {}): out['pairs sharing half their images'] = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
+    if (u := s.get('names')): out.update({'named':f'{u["named"]:,}, abstained {u["abstained"]:,}, failed {u["failed"]:,}', 'names predict unseen images (AUROC)':_names(u)})
     if s.get('near_copies'): out['near copies among images'] = f'{s["near_copies"]:,}'
     return {**out, 'images':f'{s["images"]:,}', 'layer':f'{s["model"]} {s["point"]}', 'judge':str(s['evaluator'])}
 
+def _names(u): return 'undefined' if u['auroc'] is None else f'{u["auroc"]:.3f} ({u["lo"]:.3f} to {u["hi"]:.3f})'+('' if u['null'] is None else f', names of others {u["null"]:.3f}')
 def _share(v): return 'undefined' if v is None else f'{v:.0%}'
 
 # %% ../../nbs/viz/40_card.ipynb #15fe58f1
@@ -68,6 +71,7 @@ def report_card(
     sort_by:str='ms',       # column
     n_each:int=6,           # how many of the best, middling and worst features get photographs
     min_support:int=5,      # features on for fewer images are not among them
+    notes:dict|None=None,   # feature -> note, such as the browser keeps
 )->Path:
     "One self-contained HTML page of a report. Raises `BadInput` before anything is written."
     get = image if callable(image) else image.__getitem__
@@ -76,4 +80,5 @@ def report_card(
     f = report.features; can = f[(f.support>=min_support)&f[sort_by].notna()].sort_values(sort_by, ascending=False, kind='stable').index
     mid = max(0, len(can)//2-n_each//2)
     chosen = list(dict.fromkeys([*can[:n_each],*can[mid:mid+n_each],*can[-n_each:]])) if len(can) else []
+    if notes: f = f.assign(note=pd.Series({int(k):str(v) for k,v in notes.items()}, dtype=object).reindex(f.index).fillna(''))
     return write_page(path, f.round(4), report.top_items, report.top_acts, get, caption, title=title, intro=intro, summary=card_lines(report), chosen=chosen, sort_by=sort_by, floor=report.summary['floor'], figures=card_figures(report))
