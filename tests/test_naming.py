@@ -113,3 +113,26 @@ def test_cost_is_asked(tmp_path):
     from sae_notebooks.naming.language_model import fill, name_template
     c = cost([fill(name_template, on=[Image.new('RGB',(9,9))]*8, off=[])]*100)
     assert c['questions']==100 and 100*8*256<c['tokens']<100*(8*256+600)
+
+def test_cli_asks_before_it_spends(looker, tmp_path, monkeypatch, capsys):
+    "The command shows the cost and asks; no means nothing was asked; --yes does not ask; a second run costs nothing."
+    import io
+    from sae_notebooks.dev.cli import main
+    photos = open_images('photos'); labels = np.array(photos.labels); monkeypatch.chdir(tmp_path)
+    rows = [i for k in KINDS[:3] for i in np.flatnonzero(labels==k)[:12]]
+    for j,i in enumerate(rows): (tmp_path/'pics').mkdir(exist_ok=True); photos[int(i)].save(tmp_path/'pics'/f'{j:02}.jpg')
+    acts = torch.zeros(36,3)
+    for k in range(3): acts[k*12:k*12+12,k] = torch.rand(12)+.1
+    FeatureReport(pd.DataFrame(dict(ms=[.3,.2,.1]),index=pd.RangeIndex(3,name='feature')), dict(items=36), np.zeros((3,2),int), np.ones((3,2)), codes=dense_to_codes(acts), item=np.arange(36)).save('report')
+    def run(*more):
+        with pytest.raises(SystemExit) if not more else __import__('contextlib').nullcontext(): main(['name','report','pics','--server',s.url,'--namer','small',*more])
+        return capsys.readouterr()
+    with Server(looker) as s:
+        monkeypatch.setattr('sys.stdin', io.StringIO('n\n')); said = run()
+        assert 'tokens' in said.out+said.err and not s.asked
+        try: out = run('--yes').out
+        except SystemExit as e: assert not e.code; out = capsys.readouterr().out
+        first = sum(s.asked.values()); assert first>=1 and 'named' in out
+        try: run('--yes')
+        except SystemExit as e: assert not e.code
+        assert sum(s.asked.values())==first

@@ -234,7 +234,7 @@ def browse(
     for x in (query,where,by,down): x.observe(look, 'value')
     fig.data[0].on_click(lambda trace,points,_: pick(int(b.table.index[trace.customdata[points.point_inds[0]]])) if points.point_inds else None)
     look()
-    box = w.HBox([w.VBox([query,where,w.HBox([by,down]),many,rows,fig], layout=w.Layout(width='42%')),w.VBox([card,warm,note], layout=w.Layout(width='58%'))], layout=w.Layout(width='100%'))
+    box = w.HBox([w.VBox([query,where,w.HBox([by,down]),many,rows,fig], layout=w.Layout(width='42%', min_width='450px')),w.VBox([card,warm,note], layout=w.Layout(width='58%'))], layout=w.Layout(width='100%'))
     box.browser,box.controls = b,dict(query=query,where=where,by=by,down=down,rows=rows,card=card,note=note,fig=fig,many=many)
     return box
 
@@ -246,5 +246,5 @@ def _scatter(b, most=20_000):
     v = b.table[b.numbers[0]].to_numpy(float)[at]; xy = b.map[at]
     dots = go.Scattergl(x=xy[:,0], y=xy[:,1], mode='markers', customdata=at, hoverinfo='text', text=[html.escape(b.title(k))[:60] for k in b.table.index[at]], marker=dict(size=4, color=v, colorscale='Viridis', showscale=True, colorbar=dict(title=b.numbers[0], thickness=8)))
     mark = go.Scatter(x=[], y=[], mode='markers', hoverinfo='skip', marker=dict(size=14, symbol='circle-open', color='#d55e00', line=dict(width=2)))
-    fig = go.FigureWidget([dots,mark]); fig.update_layout(height=280, margin=dict(l=0,r=0,t=0,b=0), showlegend=False, template='plotly_white', xaxis=dict(visible=False), yaxis=dict(visible=False))
+    fig = go.FigureWidget([dots,mark]); fig.update_layout(height=280, width=440, margin=dict(l=0,r=0,t=0,b=0), showlegend=False, template='plotly_white', xaxis=dict(visible=False), yaxis=dict(visible=False))
     return fig
