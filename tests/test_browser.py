@@ -161,3 +161,15 @@ def test_65k_features(browser, tmp_path):
         assert max(took.values())<1000, took
         w.tab.fill('#query', '64999')
         assert w.ids()==['64999'] and w.bad==[]
+
+def test_4096_features_in_15_MB(browser, tmp_path):
+    "A dictionary of 4,096, nine noisy thumbnails for each of 72 chosen features, names and notes that would be markup."
+    rng = np.random.default_rng(1); n,m = 4096,9; ms = rng.random(n)
+    f = pd.DataFrame(dict(ms=ms, ms_lo=ms-.05, ms_hi=ms+.05, support=rng.integers(1,900,n), label=[HOSTILE[i%6] for i in range(n)], name=[HOSTILE[(i+1)%6] for i in range(n)], note=[HOSTILE[(i+2)%6] for i in range(n)]))
+    noise = lambda i: Image.fromarray(np.random.default_rng(int(i)).integers(0,255,(96,96,3),dtype=np.uint8))
+    path = write_page(tmp_path/'p.html', f, rng.integers(0,1900,(n,m)), -np.sort(-rng.random((n,m))), noise, caption=lambda i: HOSTILE[int(i)%6]+'.jpg', n_each=24)
+    assert path.stat().st_size<15e6, path.stat().st_size
+    with Watched(browser, path) as w:
+        w.tab.wait_for_timeout(300)
+        assert set(w.texts('#rows td:nth-child(3)'))|set(w.texts('#rows td:nth-child(4)'))<=set(HOSTILE) and w.tab.locator('#gallery img').count()>=72*8
+        assert w.tab.locator('img:not([src^="data:image/"])').count()==0 and w.bad==[]

@@ -103,6 +103,7 @@ def _four(k, rows, val, mask, near, top, middle, random, g):
     kind = np.repeat(['top','middle','near','random'], [min(top,len(mine)),len(mid),len(near),len(lot)])
     return Examples(k, np.r_[mine[pick],near,lot].astype(int), np.r_[v[pick],np.zeros(len(near)+len(lot))].astype(np.float32), kind)
 
+# %% ../../nbs/naming/10_examples.ipynb #78789733
 def _near(own, e, mask, top, near, size=512):
     "For each feature the silent images that look most like its strongest ones."
     out,keys,allowed = {},list(own),torch.from_numpy(mask)

@@ -34,6 +34,7 @@ class Template:
     schema:dict        # JSON schema of the answer
     max_tokens:int=300 # of the answer
 
+# %% ../../nbs/naming/30_language_model.ipynb #990c7752
 def _object(**props): return dict(type='object', properties=props, required=list(props), additionalProperties=False)
 _text = dict(type='string')
 
@@ -55,7 +56,7 @@ For each of these images in their order, does the description fit?
 Answer with "fits", a list of one number for each image: 1 if it fits, 0 if not.''',
     _object(fits=dict(type='array', items=dict(type='integer'))))
 
-# %% ../../nbs/naming/30_language_model.ipynb #990c7752
+# %% ../../nbs/naming/30_language_model.ipynb #e10eeaf6
 @dataclass(frozen=True)
 class Request:
     "One question, ready to be asked."
@@ -70,6 +71,7 @@ class Request:
         for p in self.parts: h.update(b'\0t'+p.encode() if isinstance(p,str) else b'\0i'+repr((p.mode,p.size)).encode()+p.tobytes())
         return h.hexdigest()
 
+# %% ../../nbs/naming/30_language_model.ipynb #af78563e
 def fill(
     template:Template, # what to ask
     **values,          # a text, or a list of images or texts, for each name in braces
@@ -103,6 +105,7 @@ def parse_answer(
 
 _types = dict(string=str, integer=int, number=(int,float), array=list, object=dict, boolean=bool)
 
+# %% ../../nbs/naming/30_language_model.ipynb #cd8b019d
 def _misfit(v, schema, at='it'):
     "What is wrong with `v`; empty when nothing is."
     t = schema.get('type')
@@ -241,6 +244,7 @@ class Answer:
 
 _no = re.compile(r"\b(i('m| am) (sorry|unable)|i (can(no|')t|won't|will not)|as an ai)\b", re.I)
 
+# %% ../../nbs/naming/30_language_model.ipynb #787b3701
 def ask_one(
     model,            # has `name` and `answer`
     req:Request,
@@ -318,11 +322,12 @@ def naming_requests(
     ex = draw_examples(report, emb, part, features, top, middle, near, 0 if emb is not None else near, seed)
     return {k:fill(template, on=shown(e.rows[e.on]), off=shown(e.rows[~e.on])) if e.on.sum()>=min_images else f'on for {e.on.sum()} of these images, {min_images} are needed' for k,e in ex.items()}
 
+# %% ../../nbs/naming/30_language_model.ipynb #bf8c5f85
 def _small(x, side):
     if isinstance(x,str): return x
     x = x.convert('RGB'); x.thumbnail((side,side)); return x
 
-# %% ../../nbs/naming/30_language_model.ipynb #bf8c5f85
+# %% ../../nbs/naming/30_language_model.ipynb #4525fff2
 def name_by_model(
     requests:dict,      # from `naming_requests`
     model,              # `ServerModel`, `LocalModel` or anything that answers
@@ -336,6 +341,7 @@ def name_by_model(
     rows = [dict(feature=k, **(_named(got[k]) if k in got else dict(name='', description='', status='abstained', why=r)), tokens=(a:=got.get(k,few)).asked+a.answered, asked=a.times) for k,r in requests.items()]
     return pd.DataFrame(rows, columns=['feature','name','description','status','why','tokens','asked']).set_index('feature')
 
+# %% ../../nbs/naming/30_language_model.ipynb #05ce4108
 def _named(a):
     if a.status!='answered': return dict(name='', description='', status='failed', why=f'{a.status}: {a.why}' if a.why else a.status)
     nm = ' '.join(a.data['name'].split())[:120]

@@ -59,11 +59,12 @@ def word_scores(
     near = feature_sums(codes, codes.val.to(x.dtype), x)/total[:,None].clamp_min(1e-30)-mean
     return near/((sd if hubs else sd.mean())*((sq/total.clamp_min(1e-30)**2-1/n)*n/(n-1)).clamp_min(1e-12).sqrt()[:,None])*(total>0)[:,None]
 
+# %% ../../nbs/naming/20_vocabulary.ipynb #10f84c0a
 def _totals(codes):
     add = lambda v: torch.zeros(codes.d_sae).index_add_(0, codes.idx, v)
     return add(codes.val),add(codes.val**2)
 
-# %% ../../nbs/naming/20_vocabulary.ipynb #10f84c0a
+# %% ../../nbs/naming/20_vocabulary.ipynb #8f565c0e
 def name_by_words(
     codes,              # features of n images: Codes, or a report's codes
     emb:Tensor,         # the images in the joint space, (n, d)
@@ -86,9 +87,8 @@ def name_by_words(
     along = torch.zeros(1,len(t)) if directions is None else _along(F.normalize(directions.float().cpu(),dim=1)@t.T)
     return _table(z+along, codes, _best_by_lot(codes, x, hubs, along, draws, seed), vocab, best, level)
 
+# %% ../../nbs/naming/20_vocabulary.ipynb #22204b50
 def _along(c): return (c-c.mean(0))/c.std(0).clamp_min(1e-6)
-
-
 
 # %% ../../nbs/naming/20_vocabulary.ipynb #043a3551
 def _centred(x): return F.normalize((x:=F.normalize(x.float(),dim=1))-x.mean(0), dim=1)
@@ -111,6 +111,7 @@ def _best_by_lot(codes, x, hubs, along, draws, seed):
         tops.append(np.zeros(0) if not len(own) else (word_scores(_by_lot(val, ptr, own, len(x), draws, g), x, hubs)+along[torch.randint(len(along),(draws,),generator=g)]).amax(1).sort().values.numpy())
     return bins,tops
 
+# %% ../../nbs/naming/20_vocabulary.ipynb #1512a31f
 def _by_lot(val, ptr, own, n, draws, g):
     "As Codes: features drawn from `own`, their activations on random images."
     pick = [val[ptr[k]:ptr[k+1]] for k in own[torch.randint(len(own),(draws,),generator=g).numpy()]]
@@ -118,7 +119,7 @@ def _by_lot(val, ptr, own, n, draws, g):
     col = torch.repeat_interleave(torch.arange(draws), torch.tensor([len(v) for v in pick]))
     return flat_to_codes(row*draws+col, torch.cat(pick), n, draws)
 
-# %% ../../nbs/naming/20_vocabulary.ipynb #1512a31f
+# %% ../../nbs/naming/20_vocabulary.ipynb #9fbbd1f9
 def _table(z, codes, null, vocab, best, level):
     many = torch.bincount(codes.idx, minlength=codes.d_sae).numpy(); best = min(best,len(vocab))
     v,at = z.topk(best, dim=1); v = v.numpy(); live = many>0
@@ -130,6 +131,7 @@ def _table(z, codes, null, vocab, best, level):
         out.loc[rows,'p'] = (1+len(top)-np.searchsorted(top, v[rows,0]-1e-6))/(len(top)+1)
     return _abstain(out, live, level)
 
+# %% ../../nbs/naming/20_vocabulary.ipynb #8b9f0c0e
 def _abstain(t, live, level):
     t.loc[live,'q'] = bh(t.p[live].to_numpy())
     sure = live&(t.q<=level).to_numpy()

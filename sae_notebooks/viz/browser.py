@@ -169,12 +169,14 @@ def feature_card(
     "Scores with intervals, examples with activation bars, neighbours."
     esc,r = html.escape,browser.table.loc[k]
     rows = ''.join(f'<tr><td>{esc(c)}</td><td>{_number(r[c])}{_interval(r,c)}</td></tr>' for c in browser.numbers if not c.endswith(('_lo','_hi')))
+    first = [c for c in ('ms','lift','support','purity','name_auroc','depth') if c in browser.numbers]
+    line = ' · '.join(f'{esc(c)} <b>{_number(r[c])}</b>{_interval(r,c)}' for c in first)
     said = ''.join(f'<p><b>{esc(c)}</b> {esc(str(r[c]))}</p>' for c in browser.table if c not in browser.numbers and str(r[c]))
     ex = browser.examples(k,m); most = max([a for _,a in ex] or [1]) or 1
     figs = ''.join(_example(browser, i, a/most, k, thumb, heat) for i,a in ex) if browser.image else '<p>no images were given</p>'
     near,both = browser.nearest(k),browser.together(k)
     lists = ''.join(f'<td style="vertical-align:top;padding-right:2em"><b>{t}</b><br>'+'<br>'.join(f'{i} {esc(str(n))[:40]} <span style="color:gray">{v:.2f}</span>' for i,n,v in zip(d.index,d.name,d.iloc[:,-1]))+'</td>' for t,d in (('nearest directions (cosine)',near),('on together (phi)',both)) if len(d))
-    return f'<div style="line-height:1.35"><h3 style="margin:.2em 0">{esc(browser.title(k))}</h3><div style="display:flex;flex-wrap:wrap;gap:6px">{figs}</div>{said}<details><summary>scores</summary><table style="font-size:12px">{rows}</table></details><table style="font-size:12px"><tr>{lists}</tr></table></div>'
+    return f'<div style="line-height:1.35"><h3 style="margin:.2em 0">{esc(browser.title(k))}</h3><p style="margin:.2em 0;font-size:12px">{line}</p><div style="display:flex;flex-wrap:wrap;gap:6px">{figs}</div>{said}<details><summary>all scores</summary><table style="font-size:12px">{rows}</table></details><table style="font-size:12px"><tr>{lists}</tr></table></div>'
 
 # %% ../../nbs/viz/20_browser.ipynb #46392c6a
 def _number(v): return '–' if pd.isna(v) else f'{v:,}' if isinstance(v,(int,np.integer)) else f'{v:.4g}'
