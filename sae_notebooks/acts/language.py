@@ -6,7 +6,6 @@
 __all__ = ['LanguageModel', 'load_language', 'split_texts']
 
 # %% ../../nbs/acts/30_language.ipynb #205e2973
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -15,26 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backbone import CONTENT, Backbone, Batch, span_tokens, text_roles, tokenize
+from .vision import _no_bars
 from ..core.compat import import_torchvision
 from ..core.data import model_folder
 from ..core.files import BadInput, NotFound
 from ..core.sites import stacks
 
 # %% ../../nbs/acts/30_language.ipynb #6c318bd7
-@contextmanager
-def _quiet():
-    from transformers.utils import logging
-    was = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try: yield
-    finally: logging.enable_progress_bar() if was else None
-
 def _load(name, dtype):
     "A causal language model and its tokenizer."
     import_torchvision()
     from transformers import AutoModelForCausalLM, AutoTokenizer
     try:
-        with _quiet(): return AutoModelForCausalLM.from_pretrained(name, dtype=dtype if dtype=='auto' else getattr(torch,dtype)),AutoTokenizer.from_pretrained(name)
+        with _no_bars(): return AutoModelForCausalLM.from_pretrained(name, dtype=dtype if dtype=='auto' else getattr(torch,dtype)),AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as e: raise NotFound(f'transformers cannot load {name!r} as a language model: {str(e).splitlines()[0]}') from e
 
 # %% ../../nbs/acts/30_language.ipynb #bfaac21d

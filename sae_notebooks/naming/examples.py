@@ -25,7 +25,7 @@ def split_parts(
     n:int,          # images
     shares:dict=dict(name=.4, test=.3, hold=.3), # part -> share of the images
     groups=None,    # images with the same group stay together, (n,)
-    seed:int=0,
+    seed:int=0,     # of the lot
 )->np.ndarray:      # the part of each image, (n,)
     "Cut images into disjoint parts by lot."
     if abs(sum(shares.values())-1)>1e-6 or min(shares.values())<=0: raise BadInput(f'the shares of the parts must be positive and add up to 1, not {shares}')
@@ -41,7 +41,7 @@ def split_parts(
 @dataclass
 class Examples:
     "Images of one feature; rows as in the report's codes."
-    feature:int
+    feature:int     # its number
     rows:np.ndarray # (m,)
     acts:np.ndarray # activation of each, 0 where it is silent, (m,)
     kind:np.ndarray # top, middle, near or random, (m,)
@@ -59,10 +59,10 @@ def draw_examples(
     part=None,          # which images may be used: bool (n,); None: all
     features=None,      # which features; None: all that are on somewhere in this part
     top:int=5,          # of each kind, how many; fewer where there are not enough
-    middle:int=5,
+    middle:int=5,       # from every level of activation
     near:int=5,         # none without `emb`
-    random:int=5,
-    seed:int=0,
+    random:int=5,       # silent ones by lot
+    seed:int=0,         # of what is drawn
 )->dict:                # feature -> Examples
     "Four kinds of example of each feature. Raises `BadInput` when the report has no codes, or the embeddings are of other images."
     codes,e = _codes_of(report),_looks(report, emb)

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..acts.vision import _no_bars
 from ..core.data import model_folder
 from ..core.files import BadInput, NotFound, make_folder, progress_bar
 from .examples import draw_examples
@@ -60,10 +61,10 @@ Answer with "fits", a list of one number for each image: 1 if it fits, 0 if not.
 @dataclass(frozen=True)
 class Request:
     "One question, ready to be asked."
-    system:str
+    system:str         # who the model is
     parts:tuple        # texts and PIL images in their order
-    schema:dict
-    max_tokens:int=300
+    schema:dict        # JSON schema of the answer
+    max_tokens:int=300 # of the answer
 
     def key(self, model:str)->str: # of the model that is asked
         "A name for this question to this model, from its content."
@@ -119,7 +120,7 @@ def _misfit(v, schema, at='it'):
 @dataclass
 class Reply:
     "What came back."
-    text:str
+    text:str           # the answer
     asked:int=0        # tokens of the question
     answered:int=0     # tokens of the answer
     refused:bool=False # the model or its filter declined
@@ -180,9 +181,11 @@ class LocalModel:
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
         self.path,self.device,self.sees = model_folder(name),device,True
         self.name,self._lock = Path(self.path).name,threading.Lock()
-        try: self.net,self.processor = AutoModelForImageTextToText.from_pretrained(self.path, dtype=dtype),AutoProcessor.from_pretrained(self.path)
+        try:
+            with _no_bars(): self.net,self.processor = AutoModelForImageTextToText.from_pretrained(self.path, dtype=dtype),AutoProcessor.from_pretrained(self.path)
         except (OSError, ValueError, KeyError):
-            try: self.net,self.processor,self.sees = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype),AutoTokenizer.from_pretrained(self.path),False
+            try:
+                with _no_bars(): self.net,self.processor,self.sees = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype),AutoTokenizer.from_pretrained(self.path),False
             except (OSError, ValueError, KeyError) as e: raise NotFound(f'transformers cannot load {name!r}: {str(e).splitlines()[0]}') from e
         if not getattr(self.processor,'chat_template',None): raise BadInput(f'{self.name} has no chat template: it cannot be asked')
         self.net.to(device).eval()
@@ -247,8 +250,8 @@ _no = re.compile(r"\b(i('m| am) (sorry|unable)|i (can(no|')t|won't|will not)|as 
 # %% ../../nbs/naming/30_language_model.ipynb #787b3701
 def ask_one(
     model,            # has `name` and `answer`
-    req:Request,
-    cache:AnswerCache,
+    req:Request,      # what to ask
+    cache:AnswerCache,# what is known already
     again:int=2,      # more tries when the answer cannot be parsed
 )->Answer:
     "Ask until there is an answer that fits the schema, or a reason why not."
@@ -307,13 +310,13 @@ def naming_requests(
     emb=None,           # how images look, for near misses: see `draw_examples`
     part=None,          # images to name from: bool (n,); None: all
     features=None,      # which; None: all that are on somewhere in this part
-    template:Template=name_template,
+    template:Template=name_template, # the question
     top:int=8,          # strongest images shown
     middle:int=4,       # and middling ones
     near:int=4,         # and near misses
     side:int=224,       # images are reduced to this
     min_images:int=3,   # features on for fewer images are not asked about
-    seed:int=0,
+    seed:int=0,         # of the examples
 )->dict:                # feature -> Request, or the reason why it is not asked about
     "The questions of a naming run."
     get = images if callable(images) else images.__getitem__
@@ -332,8 +335,8 @@ def name_by_model(
     requests:dict,      # from `naming_requests`
     model,              # `ServerModel`, `LocalModel` or anything that answers
     cache=None,         # a folder that keeps answers
-    concurrency:int=8,
-    progress:bool=True,
+    concurrency:int=8,  # questions at a time
+    progress:bool=True, # show a progress bar
 )->pd.DataFrame:        # one row a feature: name, description, status (named, abstained or failed), why, tokens
     "Names from a language model. Every feature ends named, abstained or failed, with the reason."
     got = ask_all(model, {k:r for k,r in requests.items() if isinstance(r,Request)}, cache, concurrency, progress=progress)

@@ -23,8 +23,8 @@ def embed_report(
     report,          # a `FeatureReport` with codes
     images,          # item -> PIL image, such as an `Images`
     model,           # from `load_vision`
-    batch_size:int=64,
-    progress:bool=True,
+    batch_size:int=64, # images at a time
+    progress:bool=True,# show a progress bar
 )->torch.Tensor:     # unit rows, one a row of the report's codes, (n, d)
     "The report's images in the space of an image-text model."
     if report.codes is None: raise BadInput('the report was saved without its codes: measure again')
@@ -46,8 +46,8 @@ def name(
     emb=None,                  # the images in the space of `model`, if at hand, (n, d)
     cache=None,                # a folder that keeps the namer's answers
     confirm=None,              # is given the cost of asking the namer, says whether to go on
-    seed:int=0,
-    progress:bool=True,
+    seed:int=0,                # of parts and draws
+    progress:bool=True,        # show a progress bar
     **kw,                      # for `naming_requests` or `name_by_words`
 )->FeatureReport:              # with columns name, names or description, status, why, name_auroc, name_lo, name_hi, name_null, name_p
     "Name features from one part of the images and test the names on another."

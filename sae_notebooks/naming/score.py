@@ -78,8 +78,8 @@ class ModelJudge:
         item=None,      # the item of each of the report's rows: `report.item`
         cache=None,     # a folder that keeps answers
         together:int=5, # images in a question
-        template=judge_template,
-        concurrency:int=8,
+        template=judge_template, # the question
+        concurrency:int=8, # questions at a time
     ):
         self.model,self.get,self.item,self.cache = model,images if callable(images) else images.__getitem__,item,AnswerCache(cache)
         self.together,self.template,self.concurrency,self.failed,self.tokens = together,template,concurrency,0,0
@@ -105,12 +105,12 @@ def score_names(
     emb=None,           # how images look, for near misses: see `draw_examples`
     part=None,          # images to test on: bool (n,), best those of a part that names were not made from
     top:int=5,          # examples of each kind
-    middle:int=10,
-    near:int=8,
-    random:int=7,
+    middle:int=10,      # from every level of activation
+    near:int=8,         # near misses
+    random:int=7,       # silent ones by lot
     others:int|None=None, # names of other features for the null; None: all, or 1 when the judge is a language model
     min_images:int=3,   # active test images below which a name is not tested
-    seed:int=0,
+    seed:int=0,         # of examples and other names
 )->pd.DataFrame:        # one row a named feature: name, auroc, lo, hi, precision, recall, null, p, q, on, off, unjudged, why
     "How well each name predicts the feature on unseen images, beside what the names of others do."
     names = names['name'] if isinstance(names,pd.DataFrame) else names
@@ -179,7 +179,7 @@ def _cut(judge, name, s, share, part):
 def names_summary(
     scores:pd.DataFrame, # from `score_names`
     draws:int=2000,      # resamples of features
-    seed:int=0,
+    seed:int=0,          # of the resamples
 )->dict:                 # tested, auroc with lo and hi, null with lo and hi, p of the difference, better (share with q ≤ .05), unjudged
     "Mean detection AUROC of a set of names with a 95 % interval over features, and of the names of others."
     t = scores[scores.auroc.notna()]; n = len(t)
@@ -195,7 +195,7 @@ def name_agreement(
     b,                  # feature -> name, of another namer
     embed_text,         # texts -> unit vectors, such as `load_vision(...).embed_text`
     draws:int=1000,     # shuffles
-    seed:int=0,
+    seed:int=0,         # of the shuffles
 )->dict:                # both (named by both), same (share word for word), cosine, null, p, kappa (of naming at all)
     "How far two namers agree on the features that both name."
     i = a.index.intersection(b.index); na,nb = a[i].astype(bool),b[i].astype(bool); both = i[na&nb]

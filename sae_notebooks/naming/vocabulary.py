@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.codes import Codes, feature_sums, flat_to_codes, turn
+from ..core.codes import Codes, feature_sums, flat_to_codes, pick_rows, turn
 from ..core.data import open_words
 from ..core.files import BadInput
 from ..core.synthetic import stream
@@ -75,14 +75,14 @@ def name_by_words(
     level:float=.05,    # false discovery rate above which a feature gets no name
     draws:int=1000,     # random features for the null, for each number of images
     hubs:bool=True,     # take off how near each word is to random images
-    seed:int=0,
+    seed:int=0,         # of the null
 )->pd.DataFrame:        # one row a feature: name ('' where it abstains), names, z of the best word, margin to the second, p, q, images, status, why
     "Name features by the words nearest to their images. Raises `BadInput` for images or directions of another space than the words."
     if emb.shape[1]!=vocab.emb.shape[1]: raise BadInput(f'images of {emb.shape[1]} numbers and words of {vocab.emb.shape[1]}: both must come from the same image-text model')
     if len(codes)!=len(emb): raise BadInput(f'{len(codes)} rows of codes and {len(emb)} images')
     if directions is not None and directions.shape!=(codes.d_sae,emb.shape[1]): raise BadInput(f'directions must be {codes.d_sae} × {emb.shape[1]}, in the space of the words, not {tuple(directions.shape)}')
     keep = torch.arange(len(emb)) if part is None else torch.from_numpy(np.flatnonzero(part))
-    codes,e,t = _rows(codes, keep),_centred(emb.cpu()[keep]),_centred(vocab.emb)
+    codes,e,t = pick_rows(codes, keep).to(dtype=torch.float32),_centred(emb.cpu()[keep]),_centred(vocab.emb)
     x = e@t.T; z = word_scores(codes, x, hubs)
     along = torch.zeros(1,len(t)) if directions is None else _along(F.normalize(directions.float().cpu(),dim=1)@t.T)
     return _table(z+along, codes, _best_by_lot(codes, x, hubs, along, draws, seed), vocab, best, level)
@@ -92,12 +92,6 @@ def _along(c): return (c-c.mean(0))/c.std(0).clamp_min(1e-6)
 
 # %% ../../nbs/naming/20_vocabulary.ipynb #043a3551
 def _centred(x): return F.normalize((x:=F.normalize(x.float(),dim=1))-x.mean(0), dim=1)
-
-def _rows(codes, keep):
-    "Some rows of codes, in this order."
-    many = codes.row_ptr.diff()[keep]; ptr = F.pad(many.cumsum(0),(1,0))
-    at = torch.repeat_interleave(codes.row_ptr[keep]-ptr[:-1], many)+torch.arange(int(ptr[-1]))
-    return Codes(ptr, codes.idx[at], codes.val.detach()[at].float(), codes.d_sae)
 
 # %% ../../nbs/naming/20_vocabulary.ipynb #d464b15b
 def _best_by_lot(codes, x, hubs, along, draws, seed):
