@@ -1,4 +1,4 @@
-"""Run everything that can fail: API notebooks with nbdev_test, the rest with pytest. Last line: `N passed, N failed`.
+"""Run everything that can fail: API notebooks with nbdev_test, the rest with pytest, two at a time where no clock is looked at. Last line: `N passed, N failed`.
 
     python tests/run.py [words that notebook paths or pytest items must contain]
 """
@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 root = Path(__file__).resolve().parent.parent
 bin_,runs = Path(sys.executable).parent,root/'_runs'
 workers,nb_limit,pytest_limit = 2,900,3000          # seconds
+beside = ['test_docs.py','test_faults.py','test_hygiene.py','test_store.py']
 
 def env(at_once=1):
     threads = str(max(1, (os.cpu_count() or 1)//at_once))      # processes that run side by side share the cores
@@ -21,38 +22,52 @@ def api_notebooks():
     found = sorted((root/'nbs').rglob('*.ipynb'))
     return [p for p in found if not any(part[0] in '._' for part in p.relative_to(root/'nbs').parts) and not (p.parent/'.notest').exists()]
 
+def narrative_notebooks():
+    "Those that are run from top to bottom: tutorials, papers, benchmarks"
+    return sorted((p for d in ('tutorials','papers','benchmarks') for p in (root/'nbs'/d).glob('*.ipynb')), key=lambda p: (p.parent.name!='tutorials',p))
+
 def call(cmd, limit):
     "(exit status, what was printed); a command that takes too long has failed"
     try: r = subprocess.run(cmd, cwd=root, env=env(workers), capture_output=True, text=True, errors='replace', timeout=limit)
     except subprocess.TimeoutExpired as e: return 124, f'stopped after {limit} s\n{(e.stdout or b"")[-2000:]}'
     return r.returncode, r.stdout+r.stderr
 
-def test_notebook(path):
-    t = time.perf_counter()
-    status,said = call([str(bin_/'nbdev_test'),'--path',str(path),'--n_workers','0'], nb_limit)
-    print(f'{"failed" if status else "ok":6} {time.perf_counter()-t:6.1f} s  {path.relative_to(root)}', flush=True)
-    if status: print(said.strip()[-6000:], flush=True)
-    return status==0
-
-def test_pytest(words):
-    "(passed, failed, skipped) of pytest, from its own record"
-    xml = runs/'pytest.xml'
-    xml.unlink(missing_ok=True)
-    cmd = [sys.executable,'-m','pytest','tests',f'--junitxml={xml}','-rs','--durations=5',*(['-k',' or '.join(words)] if words else [])]
-    try: status = subprocess.run(cmd, cwd=root, env=env(), timeout=pytest_limit).returncode
-    except subprocess.TimeoutExpired: status = 124; print(f'pytest stopped after {pytest_limit} s')
+def counts(xml, status):
+    "(passed, failed, skipped) of a run of pytest, from its own record"
     if not xml.exists(): return 0,1,0
     n = {k: sum(int(s.get(k,0)) for s in ElementTree.parse(xml).getroot().iter('testsuite')) for k in ('tests','failures','errors','skipped')}
     failed = n['failures']+n['errors']
     if status not in (0,1,5) and not failed: failed = 1       # interrupted, or nothing could be collected
     return n['tests']-n['failures']-n['errors']-n['skipped'], failed, n['skipped']
 
+def pytest_cmd(xml, *more):
+    xml.unlink(missing_ok=True)
+    return [sys.executable,'-m','pytest',f'--junitxml={xml}','-rs',*more]
+
+def job(path):
+    "(passed, failed, skipped) of what is run beside others: an API notebook, a narrative one, or a file of tests"
+    t,xml = time.perf_counter(),runs/f'{path.parent.name}-{path.stem}.xml'
+    if path.suffix=='.py': status,said = call(pytest_cmd(xml, str(path)), nb_limit); n = counts(xml, status)
+    elif path in narrative_notebooks(): status,said = call(pytest_cmd(xml, f'tests/test_notebooks.py::test_runs[{path.relative_to(root/"nbs").as_posix()}]'), nb_limit); n = counts(xml, status)
+    else: status,said = call([str(bin_/'nbdev_test'),'--path',str(path),'--n_workers','0'], nb_limit); n = (int(not status),int(status!=0),0)
+    print(f'{"failed" if n[1] else "ok":6} {time.perf_counter()-t:6.1f} s  {path.relative_to(root)}', flush=True)
+    if n[1]: print(said.strip()[-6000:], flush=True)
+    return n
+
+def test_pytest(words):
+    "(passed, failed, skipped) of the tests that want the machine for themselves: those that look at the clock"
+    xml = runs/'pytest.xml'
+    apart = ['--deselect=tests/test_notebooks.py::test_runs',*(f'--ignore=tests/{f}' for f in beside)] if not words else ['-k',' or '.join(words)]
+    try: status = subprocess.run(pytest_cmd(xml, 'tests', '--durations=5', *apart), cwd=root, env=env(), timeout=pytest_limit).returncode
+    except subprocess.TimeoutExpired: status = 124; print(f'pytest stopped after {pytest_limit} s')
+    return counts(xml, status)
+
 def main(words):
+    "Notebooks and the tests that do not look at the clock two at a time, longest kinds first; then the rest alone"
     runs.mkdir(exist_ok=True)
-    nbs = [p for p in api_notebooks() if not words or any(w in str(p.relative_to(root)) for w in words)]
-    with ThreadPoolExecutor(workers) as pool: ok = list(pool.map(test_notebook, nbs))
-    passed,failed,skipped = test_pytest(words)
-    passed,failed = passed+sum(ok),failed+len(ok)-sum(ok)
+    jobs = [*narrative_notebooks(),*(root/'tests'/f for f in beside),*api_notebooks()] if not words else [p for p in api_notebooks() if any(w in str(p.relative_to(root)) for w in words)]
+    with ThreadPoolExecutor(workers) as pool: done = list(pool.map(job, jobs))
+    passed,failed,skipped = map(sum, zip(*done, test_pytest(words)))
     if skipped: print(f'{skipped} skipped')
     summary = f'{passed} passed, {failed} failed'
     (runs/'summary.txt').write_text(summary+'\n')

@@ -171,7 +171,7 @@ def feature_card(
     rows = ''.join(f'<tr><td>{esc(c)}</td><td>{_number(r[c])}{_interval(r,c)}</td></tr>' for c in browser.numbers if not c.endswith(('_lo','_hi')))
     first = [c for c in ('ms','lift','support','purity','name_auroc','depth') if c in browser.numbers]
     line = ' · '.join(f'{esc(c)} <b>{_number(r[c])}</b>{_interval(r,c)}' for c in first)
-    said = ''.join(f'<p><b>{esc(c)}</b> {esc(str(r[c]))}</p>' for c in browser.table if c not in browser.numbers and str(r[c]))
+    said = '<p style="margin:.4em 0">'+' · '.join(f'{esc(c)} <b>{esc(str(r[c]))}</b>' for c in browser.table if c not in browser.numbers and str(r[c]))+'</p>'
     ex = browser.examples(k,m); most = max([a for _,a in ex] or [1]) or 1
     figs = ''.join(_example(browser, i, a/most, k, thumb, heat) for i,a in ex) if browser.image else '<p>no images were given</p>'
     near,both = browser.nearest(k),browser.together(k)
@@ -180,7 +180,9 @@ def feature_card(
 
 # %% ../../nbs/viz/20_browser.ipynb #46392c6a
 def _number(v): return '–' if pd.isna(v) else f'{v:,}' if isinstance(v,(int,np.integer)) else f'{v:.4g}'
-def _interval(r, c): return f' ({r[c+"_lo"]:.3g} to {r[c+"_hi"]:.3g})' if c+'_lo' in r and not pd.isna(r[c+'_lo']) else ''
+def _interval(r, c):
+    c = c.removesuffix('_auroc') # name_auroc lies between name_lo and name_hi
+    return f' ({r[c+"_lo"]:.3g} to {r[c+"_hi"]:.3g})' if c+'_lo' in r and not pd.isna(r[c+'_lo']) else ''
 
 def _example(browser, item, share, k, thumb, heat):
     said = html.escape(str(browser.caption(item)) if browser.caption else f'item {item}', quote=True)

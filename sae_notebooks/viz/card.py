@@ -29,11 +29,12 @@ def card_lines(
     if s.get('purity') is not None: out.update({'class purity':span('purity'), 'purity of any two':f'{s["purity_floor"]:.3f}'})
     if s.get('fms_star') is not None: out['FMS@1, chance taken out'] = f'{s["fms_star"]:.3f}'
     if 'pairs' in (u := s.get('uniqueness') or {}): out['pairs sharing half their images'] = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
-    if (u := s.get('names')): out.update({'named':f'{u["named"]:,}, abstained {u["abstained"]:,}, failed {u["failed"]:,}', 'names predict unseen images (AUROC)':_names(u)})
+    if (u := s.get('names')): out.update({'named':f'{u["named"]:,}'+(f', {u["failed"]:,} failed' if u['failed'] else ''), 'AUROC of names':_names(u), 'of names of others':_two(u['null'])})
     if s.get('near_copies'): out['near copies among images'] = f'{s["near_copies"]:,}'
     return {**out, 'images':f'{s["images"]:,}', 'layer':f'{s["model"]} {s["point"]}', 'judge':str(s['evaluator'])}
 
-def _names(u): return 'undefined' if u['auroc'] is None else f'{u["auroc"]:.3f} ({u["lo"]:.3f} to {u["hi"]:.3f})'+('' if u['null'] is None else f', names of others {u["null"]:.3f}')
+def _names(u): return 'undefined' if u['auroc'] is None else f'{u["auroc"]:.3f} ({u["lo"]:.3f} to {u["hi"]:.3f})'
+def _two(v): return 'undefined' if v is None else f'{v:.3f}'
 def _share(v): return 'undefined' if v is None else f'{v:.0%}'
 
 # %% ../../nbs/viz/40_card.ipynb #15fe58f1
