@@ -17,6 +17,9 @@ def env(at_once=1):
     return {**dict.fromkeys(['OMP_NUM_THREADS','MKL_NUM_THREADS'], threads), 'HF_HUB_OFFLINE':'1', 'TRANSFORMERS_OFFLINE':'1',
             'TQDM_DISABLE':'1', 'MPLBACKEND':'agg', **os.environ}
 
+# glibc gives every large tensor back to the system and asks for it again: a third of the time of an image model on a CPU
+keep_memory = dict(MALLOC_MMAP_THRESHOLD_=str(2**32), MALLOC_TRIM_THRESHOLD_=str(2**32))
+
 def api_notebooks():
     "Those that nbdev_test owns: not hidden, and no `.notest` beside them"
     found = sorted((root/'nbs').rglob('*.ipynb'))
@@ -26,9 +29,9 @@ def narrative_notebooks():
     "Those that are run from top to bottom: tutorials, papers, benchmarks"
     return sorted((p for d in ('tutorials','papers','benchmarks') for p in (root/'nbs'/d).glob('*.ipynb')), key=lambda p: (p.parent.name!='tutorials',p))
 
-def call(cmd, limit):
+def call(cmd, limit, **more):
     "(exit status, what was printed); a command that takes too long has failed"
-    try: r = subprocess.run(cmd, cwd=root, env=env(workers), capture_output=True, text=True, errors='replace', timeout=limit)
+    try: r = subprocess.run(cmd, cwd=root, env=dict(more, **env(workers)), capture_output=True, text=True, errors='replace', timeout=limit)
     except subprocess.TimeoutExpired as e: return 124, f'stopped after {limit} s\n{(e.stdout or b"")[-2000:]}'
     return r.returncode, r.stdout+r.stderr
 
@@ -48,8 +51,8 @@ def job(path):
     "(passed, failed, skipped) of what is run beside others: an API notebook, a narrative one, or a file of tests"
     t,xml = time.perf_counter(),runs/f'{path.parent.name}-{path.stem}.xml'
     if path.suffix=='.py': status,said = call(pytest_cmd(xml, str(path)), nb_limit); n = counts(xml, status)
-    elif path in narrative_notebooks(): status,said = call(pytest_cmd(xml, f'tests/test_notebooks.py::test_runs[{path.relative_to(root/"nbs").as_posix()}]'), nb_limit); n = counts(xml, status)
-    else: status,said = call([str(bin_/'nbdev_test'),'--path',str(path),'--n_workers','0'], nb_limit); n = (int(not status),int(status!=0),0)
+    elif path in narrative_notebooks(): status,said = call(pytest_cmd(xml, f'tests/test_notebooks.py::test_runs[{path.relative_to(root/"nbs").as_posix()}]'), nb_limit, **keep_memory); n = counts(xml, status)
+    else: status,said = call([str(bin_/'nbdev_test'),'--path',str(path),'--n_workers','0'], nb_limit, **keep_memory); n = (int(not status),int(status!=0),0)
     print(f'{"failed" if n[1] else "ok":6} {time.perf_counter()-t:6.1f} s  {path.relative_to(root)}', flush=True)
     if n[1]: print(said.strip()[-6000:], flush=True)
     return n

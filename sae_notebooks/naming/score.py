@@ -108,7 +108,7 @@ def score_names(
     middle:int=10,      # from every level of activation
     near:int=8,         # near misses
     random:int=7,       # silent ones by lot
-    others:int|None=None, # names of other features for the null; None: all, or 1 when the judge is a language model
+    others:int|None=None, # names of other features for the null; None: all up to 500, or 1 when the judge is a language model
     min_images:int=3,   # active test images below which a name is not tested
     seed:int=0,         # of examples and other names
 )->pd.DataFrame:        # one row a named feature: name, auroc, lo, hi, precision, recall, null, p, q, on, off, unjudged, why
@@ -117,11 +117,11 @@ def score_names(
     names = names[names.astype(bool)]
     if names.empty: return pd.DataFrame(columns=_columns, index=pd.Index([],name='feature'))
     ex = draw_examples(report, emb, part, names.index, top, middle, near if emb is not None else 0, random+(near if emb is None else 0), seed)
-    others = (1 if isinstance(judge,ModelJudge) else len(names)-1) if others is None else others
-    g,rows = np.random.default_rng(seed),[]
+    others = (1 if isinstance(judge,ModelJudge) else min(500,len(names)-1)) if others is None else others
+    g,rows,shares = np.random.default_rng(seed),[],_shares(report, part)
     for k,nm in names.items():
         rest = names[names!=nm].to_numpy(); rest = list(g.choice(rest, min(others,len(rest)), replace=False)) if len(rest) else []
-        rows.append(dict(feature=k, name=nm, **_tested(judge, _mixed(ex[k],seed), nm, rest, _share(report,k,part), part, min_images)))
+        rows.append(dict(feature=k, name=nm, **_tested(judge, _mixed(ex[k],seed), nm, rest, shares[k], part, min_images)))
     out = pd.DataFrame(rows).set_index('feature')
     out['q'] = np.nan; ok = out.p.notna()
     if ok.any(): out.loc[ok,'q'] = bh(out.p[ok].to_numpy())
@@ -130,9 +130,10 @@ def score_names(
 _columns = ['name','auroc','lo','hi','precision','recall','null','p','q','on','off','unjudged','why']
 
 # %% ../../nbs/naming/40_score.ipynb #1b415a6c
-def _share(report, k, part):
-    codes = getattr(report,'codes',report); mine = codes.rows[codes.idx==k].cpu().numpy()
-    return len(mine)/len(codes) if part is None else np.asarray(part)[mine].mean()*len(mine)/np.asarray(part).sum() if len(mine) else 0.
+def _shares(report, part):
+    "Of the images that may be used, the share that turns each feature on."
+    codes = getattr(report,'codes',report).to('cpu'); keep = torch.ones(len(codes),dtype=torch.bool) if part is None else torch.as_tensor(np.asarray(part))
+    return (torch.bincount(codes.idx[keep[codes.rows]], minlength=codes.d_sae)/max(int(keep.sum()),1)).numpy()
 
 def _mixed(ex, seed):
     "In an order that gives nothing away."
