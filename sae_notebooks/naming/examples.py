@@ -69,6 +69,7 @@ def draw_examples(
     n = len(codes); mask = np.ones(n,bool) if part is None else np.asarray(part)
     if mask.dtype!=bool or len(mask)!=n: raise BadInput(f'part must be a boolean for each of the {n} images, not {mask.dtype} of {len(mask)}')
     if e is not None and len(e)!=n: raise BadInput(f'{len(e)} embeddings for {n} images')
+    if e is not None and not e.isfinite().all(): raise BadInput(f'the embedding of row {(~e.isfinite().all(1)).nonzero()[0].item()} holds NaN or infinite numbers')
     ptr,rows,order = (t.numpy() for t in turn(codes)); val = codes.val.detach().numpy()[order]
     if features is None: features = np.unique(codes.idx.numpy()[mask[codes.rows.numpy()]])
     features = np.asarray(list(features), int)

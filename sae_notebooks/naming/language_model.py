@@ -16,6 +16,7 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +211,8 @@ class LocalModel:
             try:
                 x = self._inputs(req); x = {k:v.to(self.device, self.net.dtype if v.is_floating_point() else None) for k,v in x.items()}
                 out = self.net.generate(**x, max_new_tokens=req.max_tokens, do_sample=False)
-            except (RuntimeError, ValueError, IndexError, TypeError) as e: raise NoAnswer(_why(e)) from e
+            except NoAnswer: raise
+            except Exception as e: raise NoAnswer(_why(e)) from e # what templates, processors and models of others raise
             new = out[0,x['input_ids'].shape[1]:]
         return Reply(getattr(self.processor,'tokenizer',self.processor).decode(new, skip_special_tokens=True), x['input_ids'].numel(), len(new))
 
@@ -223,7 +225,7 @@ class AnswerCache:
         self.file,self.known,self._lock = None if path is None else make_folder(path)/'answers.jsonl',{},threading.Lock()
         if self.file and self.file.is_file():
             for line in self.file.read_bytes().splitlines():
-                try: d = json.loads(line); self.known[d['key']] = d
+                try: d = json.loads(line); self.known[d['key']] = dict(status=d['status'], data=d.get('data') or {}, why=d.get('why',''))
                 except (ValueError, KeyError, TypeError): continue
     def get(self, key): return self.known.get(key)
     def put(self, key, **d):
@@ -245,7 +247,7 @@ class Answer:
     answered:int=0     # tokens spent on answers
     times:int=0        # how often the model was asked; 0: the answer was known
 
-_no = re.compile(r"\b(i('m| am) (sorry|unable)|i (can(no|')t|won't|will not)|as an ai)\b", re.I)
+_no = re.compile(r"\b(i(['’]m| am) (sorry|unable)|i (can(no|['’])t|won['’]t|will not)|as an ai)\b", re.I)
 
 # %% ../../nbs/naming/30_language_model.ipynb #787b3701
 def ask_one(
@@ -275,19 +277,22 @@ def ask_all(
     concurrency:int=8,  # questions at a time
     again:int=2,        # more tries when an answer cannot be parsed
     progress:bool=True, # show a progress bar with time left and tokens
+    give_up:int=16,     # when the first so many could not be asked, the others are not tried
 )->dict:                # the same keys -> Answer
     "Ask many questions. Interrupted, it keeps what was answered."
-    cache = cache if isinstance(cache,AnswerCache) else AnswerCache(cache)
-    out,tokens = {},0
+    known = cache if isinstance(cache,AnswerCache) else AnswerCache(cache)
+    out,tokens,dead = {},0,''
     pool = ThreadPoolExecutor(max(1,concurrency))
     try:
-        jobs = {pool.submit(ask_one, model, r, cache, again):k for k,r in requests.items()}
+        jobs = {pool.submit(ask_one, model, r, known, again):k for k,r in requests.items()}
         bar = progress_bar(as_completed(jobs), show=progress, total=len(jobs), desc='ask', unit='question')
         for j in bar:
+            if j.cancelled(): continue
             a = out[jobs[j]] = j.result(); tokens += a.asked+a.answered
+            if not dead and len(out)>=give_up and all(x.status=='failed' for x in out.values()): dead = a.why; [x.cancel() for x in jobs]
             if hasattr(bar,'set_postfix'): bar.set_postfix(tokens=f'{tokens:,}', failed=sum(x.status!='answered' for x in out.values()))
     finally: pool.shutdown(wait=True, cancel_futures=True)
-    return {k:out[k] for k in requests}
+    return {k:out.get(k) or Answer('failed', why=f'not asked, the first {give_up} questions failed: {dead}') for k in requests}
 
 # %% ../../nbs/naming/30_language_model.ipynb #1b4c18ac
 def cost(
@@ -321,7 +326,9 @@ def naming_requests(
     "The questions of a naming run."
     get = images if callable(images) else images.__getitem__
     item = getattr(report,'item',None)
-    def shown(rows): return [_small(get(int(r if item is None else item[r])), side) for r in rows]
+    @lru_cache(None) # features share images: each is held once
+    def small(i): return _small(get(i), side)
+    def shown(rows): return [small(int(r if item is None else item[r])) for r in rows]
     ex = draw_examples(report, emb, part, features, top, middle, near, 0 if emb is not None else near, seed)
     return {k:fill(template, on=shown(e.rows[e.on]), off=shown(e.rows[~e.on])) if e.on.sum()>=min_images else f'on for {e.on.sum()} of these images, {min_images} are needed' for k,e in ex.items()}
 

@@ -22,6 +22,7 @@ from .language_model import AnswerCache, Request, ask_all, fill, judge_template
 # %% ../../nbs/naming/40_score.ipynb #a3123459
 class ImageTextJudge:
     "How near name and image are in an image-text model."
+    graded = True # scores have no natural cut
     def __init__(self,
         model,       # from `load_vision`, with a text side
         emb:Tensor,  # the report's images in its joint space, (n, d)
@@ -118,6 +119,7 @@ def score_names(
     if names.empty: return pd.DataFrame(columns=_columns, index=pd.Index([],name='feature'))
     ex = draw_examples(report, emb, part, names.index, top, middle, near if emb is not None else 0, random+(near if emb is None else 0), seed)
     others = (1 if isinstance(judge,ModelJudge) else min(500,len(names)-1)) if others is None else others
+    part = np.ones(len(getattr(report,'codes',report)),bool) if part is None else np.asarray(part)
     g,rows,shares = np.random.default_rng(seed),[],_shares(report, part)
     for k,nm in names.items():
         rest = names[names!=nm].to_numpy(); rest = list(g.choice(rest, min(others,len(rest)), replace=False)) if len(rest) else []
@@ -132,7 +134,7 @@ _columns = ['name','auroc','lo','hi','precision','recall','null','p','q','on','o
 # %% ../../nbs/naming/40_score.ipynb #1b415a6c
 def _shares(report, part):
     "Of the images that may be used, the share that turns each feature on."
-    codes = getattr(report,'codes',report).to('cpu'); keep = torch.ones(len(codes),dtype=torch.bool) if part is None else torch.as_tensor(np.asarray(part))
+    codes = getattr(report,'codes',report).to('cpu'); keep = torch.from_numpy(part)
     return (torch.bincount(codes.idx[keep[codes.rows]], minlength=codes.d_sae)/max(int(keep.sum()),1)).numpy()
 
 def _mixed(ex, seed):
@@ -148,7 +150,7 @@ def _tested(judge, ex, name, rest, share, part, min_images):
     if ok.sum()<2 or on[ok].all() or not on[ok].any(): return dict(base, why='the judge cannot say')
     auc = _area(s[0],on); lo,hi = auroc_interval(auc, int(on[ok].sum()), int((~on[ok]).sum()))
     null = np.array([_area(v,on) for v in s[1:]]); null = null[~np.isnan(null)]
-    yes = s[0]>_cut(judge, name, s[0], share, part)
+    yes = s[0]>(np.quantile(judge.scores([name],np.flatnonzero(part))[0], 1-share) if getattr(judge,'graded',False) else .5)
     return dict(base, auroc=auc, lo=lo, hi=hi, precision=on[yes&ok].mean() if (yes&ok).any() else np.nan, recall=yes[on&ok].mean(),
         null=null.mean() if len(null) else np.nan, p=(1+(null>=auc-1e-12).sum())/(len(null)+1) if len(null)>4 else np.nan)
 
@@ -169,12 +171,6 @@ def auroc_interval(
 def _area(v, on):
     ok = ~np.isnan(v); a,b = v[ok&on],v[ok&~on]
     return ((a[:,None]>b).mean()+(a[:,None]==b).mean()/2) if len(a) and len(b) else np.nan
-
-def _cut(judge, name, s, share, part):
-    "Where yes begins."
-    if not hasattr(judge,'emb'): return .5
-    rows = np.arange(len(judge.emb)) if part is None else np.flatnonzero(part)
-    return np.quantile(judge.scores([name],rows)[0], 1-min(max(share,1e-9),1))
 
 # %% ../../nbs/naming/40_score.ipynb #c7b16b54
 def names_summary(

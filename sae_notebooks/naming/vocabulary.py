@@ -81,6 +81,7 @@ def name_by_words(
     if emb.shape[1]!=vocab.emb.shape[1]: raise BadInput(f'images of {emb.shape[1]} numbers and words of {vocab.emb.shape[1]}: both must come from the same image-text model')
     if len(codes)!=len(emb): raise BadInput(f'{len(codes)} rows of codes and {len(emb)} images')
     if directions is not None and directions.shape!=(codes.d_sae,emb.shape[1]): raise BadInput(f'directions must be {codes.d_sae} × {emb.shape[1]}, in the space of the words, not {tuple(directions.shape)}')
+    if not emb.isfinite().all(): raise BadInput(f'the embedding of row {(~emb.isfinite().all(1)).nonzero()[0].item()} holds NaN or infinite numbers')
     keep = torch.arange(len(emb)) if part is None else torch.from_numpy(np.flatnonzero(part))
     codes,e,t = pick_rows(codes, keep).to(dtype=torch.float32),_centred(emb.cpu()[keep]),_centred(vocab.emb)
     x = e@t.T; z = word_scores(codes, x, hubs)
@@ -123,12 +124,12 @@ def _table(z, codes, null, vocab, best, level):
     for b,top in enumerate(null[1]):
         rows = np.flatnonzero(live&(null[0]==b))
         out.loc[rows,'p'] = (1+len(top)-np.searchsorted(top, v[rows,0]-1e-6))/(len(top)+1)
-    return _abstain(out, live, level)
+    return _abstain(out, live, level, [vocab.words[i] for i in at[:,0].tolist()])
 
 # %% ../../nbs/naming/20_vocabulary.ipynb #8b9f0c0e
-def _abstain(t, live, level):
+def _abstain(t, live, level, first):
     t.loc[live,'q'] = bh(t.p[live].to_numpy())
     sure = live&(t.q<=level).to_numpy()
-    t.loc[sure,'name'],t.loc[sure,'status'],t.loc[sure,'why'] = t.names[sure].str.split('; ').str[0],'named',''
+    t.loc[sure,'name'],t.loc[sure,'status'],t.loc[sure,'why'] = np.array(first,object)[sure],'named',''
     t.loc[live&~sure,'why'] = 'no word stands out'
     return t

@@ -6,6 +6,7 @@
 __all__ = ['FeatureBrowser', 'patch_heat', 'feature_card', 'browse']
 
 # %% ../../nbs/viz/20_browser.ipynb #adbc1f8e
+import ast
 import base64
 import html
 import io
@@ -23,6 +24,9 @@ from ..metrics.report import FeatureReport
 from .figures import thumbnail
 
 # %% ../../nbs/viz/20_browser.ipynb #7180d420
+_plain = (ast.Expression,ast.Compare,ast.cmpop,ast.BoolOp,ast.boolop,ast.BinOp,ast.operator,ast.UnaryOp,ast.unaryop,ast.Name,ast.Constant,ast.expr_context)
+
+# %% ../../nbs/viz/20_browser.ipynb #96752e05
 class FeatureBrowser:
     "Questions about the features of a report. Raises `BadInput` when decoder or images do not belong to it."
     def __init__(self,
@@ -65,7 +69,9 @@ class FeatureBrowser:
         return self.table.index.to_numpy()[order[keep[order]]]
 
     def _where(self, where):
-        if any(c in where for c in '@`[]{}\\;') or '__' in where: raise BadInput(f'{where!r}: a condition compares columns with numbers, such as ms > .5 and support >= 10')
+        try: odd = [n for n in ast.walk(ast.parse(where.strip(), mode='eval')) if not isinstance(n,_plain)]
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as e: raise BadInput(f'{where!r} is no condition: write one such as ms > .5 and support >= 10') from e
+        if odd: raise BadInput(f'{where!r}: a condition compares columns with numbers, such as ms > .5 and support >= 10; {type(odd[0]).__name__} is not for here')
         try: got = self.table.eval(where, engine='python')
         except Exception as e: raise BadInput(f'{where!r} is no condition on {", ".join(self.numbers)}: {e}') from e # pandas raises whatever its parser does
         if not isinstance(got,pd.Series) or got.dtype!=bool: raise BadInput(f'{where!r} is not a yes or no for each feature')
