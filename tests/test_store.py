@@ -4,7 +4,8 @@ from pathlib import Path
 import pandas as pd, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from project import root
-from sae_notebooks.acts.store import ActStore, find_damage, read_items, store_rows, tensor_places, write_items
+from sae_notebooks.acts.store import ActStore, find_damage, read_items, store_rows, write_items
+from sae_notebooks.core.tensors import tensor_places
 from sae_notebooks.core.files import BadInput, NotFound
 
 ENV = {**os.environ, 'OMP_NUM_THREADS':'1', 'MKL_NUM_THREADS':'1', 'TQDM_DISABLE':'1', 'PYTHONPATH':str(root)} # bits are promised for one number of threads
@@ -211,7 +212,7 @@ def test_memory_of_an_extraction_does_not_grow_with_the_data(tmp_path):
     code = '''
 import sys, resource, torch
 from torch import nn
-from sae_notebooks.acts.backbone import Backbone, Batch
+from sae_notebooks.models.backbone import Backbone, Batch
 from sae_notebooks import extract, ActStore, Shuffled
 class Toy(Backbone):
     point = '0'

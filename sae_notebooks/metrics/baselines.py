@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.codes import Codes, dense_to_codes
 from ..core.files import BadInput
-from ..core.synthetic import stream
+from ..core.seeds import seeded
 from ..saes.base import make_sae
 
 # %% ../../nbs/metrics/30_baselines.ipynb #cecbf435
@@ -38,7 +38,7 @@ def matched_support(
     "Supports for `d` columns, drawn from those of the features: the same distribution of densities."
     ok = support[support>=min_support]
     if not len(ok): raise BadInput(f'no feature is on for {min_support} images or more: nothing to match')
-    return ok[torch.randint(len(ok), (d,), generator=stream('matched support',seed))].long()
+    return ok[torch.randint(len(ok), (d,), generator=seeded('matched support',seed))].long()
 
 # %% ../../nbs/metrics/30_baselines.ipynb #172441ef
 def raw_neurons(
@@ -56,7 +56,7 @@ def random_directions(
     seed:int=0,
 )->Tensor:       # projections, (n, d)
     "Projections on unit vectors drawn at random."
-    return (x-mean)@F.normalize(torch.randn(x.shape[1], d, generator=stream('random directions',seed)), dim=0).to(x)
+    return (x-mean)@F.normalize(torch.randn(x.shape[1], d, generator=seeded('random directions',seed)), dim=0).to(x)
 
 # %% ../../nbs/metrics/30_baselines.ipynb #c50f3e1f
 def components(

@@ -13,9 +13,9 @@ import torch
 from scipy.stats import pearson3
 from torch import Tensor
 
-from ..core.codes import Codes, slice_codes, turn
+from ..core.codes import Codes, slice_codes, transpose
 from ..core.files import BadInput
-from ..core.synthetic import stream
+from ..core.seeds import seeded
 from .base import bh
 from .monosemanticity import MonosemanticityScore, _checked, _shifted, _unit, ms_from_sums
 
@@ -53,7 +53,7 @@ def image_sums(
 # %% ../../nbs/metrics/25_chance.ipynb #d89629ab
 def _cubes(e, floor, sample, seed):
     n = len(e)
-    if n>sample: e = e[torch.randperm(n, generator=stream('image cubes',seed))[:sample].to(e.device)]
+    if n>sample: e = e[torch.randperm(n, generator=seeded('image cubes',seed))[:sample].to(e.device)]
     b = (e@e.T-floor).fill_diagonal_(0)
     return b.pow(3).sum()*(n*(n-1))/(len(e)*(len(e)-1))
 
@@ -103,12 +103,12 @@ def drawn_p(
     seed:int=0,
 )->Tensor:          # (k,)
     "Share of random sets of as many images that score as high, counting the real one."
-    ptr,rows,order = turn(codes)
+    ptr,rows,order = transpose(codes)
     n,m = len(codes),int(ptr[which[0]+1]-ptr[which[0]])
     w = torch.stack([codes.val[order[ptr[k]:ptr[k+1]]] for k in which.tolist()]).double()
     own = torch.stack([rows[ptr[k]:ptr[k+1]] for k in which.tolist()])
     score = lambda s: torch.einsum('...m,...m->...', torch.einsum('...m,...mn->...n', w, s), w)
-    real,above,g = score(_pairs(emb[own])),torch.ones(len(which)).double(),stream(f'drawn {m}',seed)
+    real,above,g = score(_pairs(emb[own])),torch.ones(len(which)).double(),seeded(f'drawn {m}',seed)
     for lo in range(0,draws,500):
         q = _pairs(emb[_sets(n, m, min(500,draws-lo), g)])
         above += torch.einsum('bkn,kn->bk', torch.einsum('km,bmn->bkn', w, q), w).ge(real-1e-12).sum(0)

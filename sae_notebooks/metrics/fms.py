@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.codes import Codes, dense_to_codes, turn
+from ..core.codes import Codes, dense_to_codes, transpose
 from ..core.files import BadInput
-from ..core.synthetic import stream
+from ..core.seeds import seeded
 from .base import Metric, as_acts, bh
 from .labels import label_matrix
 
@@ -51,7 +51,7 @@ def presort(
 # %% ../../nbs/metrics/40_fms.ipynb #db3563ce
 def _columns(acts, lo, hi):
     if not isinstance(acts, Codes): return acts[:,lo:hi].detach().float().T.contiguous()
-    ptr,rows,order = turn(acts)
+    ptr,rows,order = transpose(acts)
     a,b = int(ptr[lo]),int(ptr[hi])
     col = torch.repeat_interleave(torch.arange(hi-lo, device=rows.device), ptr[lo:hi+1].diff())
     return torch.zeros(hi-lo, len(acts), device=rows.device).index_put_((col,rows[a:b]), acts.val.detach()[order[a:b]].float())

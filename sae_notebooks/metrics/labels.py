@@ -13,9 +13,9 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from ..core.codes import Codes, dense_to_codes, feature_sums, turn
+from ..core.codes import Codes, dense_to_codes, feature_sums, transpose
 from ..core.files import BadInput
-from ..core.synthetic import stream
+from ..core.seeds import seeded
 from .base import Metric, as_acts, bh
 
 # %% ../../nbs/metrics/35_labels.ipynb #513145bd
@@ -149,7 +149,7 @@ def label_null(
     acts = as_acts(acts)
     codes = acts if isinstance(acts, Codes) else dense_to_codes(acts)
     def corr(y): m = LabelScores(codes.d_sae, y.shape[1]).to(codes.val.device); m.update(codes, y); return m.compute()['corr'].reshape(codes.d_sae,-1)
-    real,g = corr(y),stream('label null',seed)
+    real,g = corr(y),seeded('label null',seed)
     H,top = label_entropy(real),real.nan_to_num(-1.).amax(0)
     low,high,tops,mean = torch.ones_like(H),torch.ones_like(real),[],torch.zeros_like(H)
     for _ in range(draws):

@@ -15,9 +15,9 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from ..core.codes import Codes, dense_to_codes, feature_sums, row_dots, slice_codes, turn
+from ..core.codes import Codes, dense_to_codes, feature_sums, row_dots, slice_codes, transpose
 from ..core.files import BadInput
-from ..core.synthetic import stream
+from ..core.seeds import seeded
 from .base import Metric, as_acts
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #10d4a041
@@ -228,7 +228,7 @@ def resampled_counts(
     seed:int=0,    # the same seed draws the same images
 )->Tensor:         # how often each image was drawn, (draws, n)
     "Resample `n` images with replacement."
-    g = stream('ms bootstrap',seed)
+    g = seeded('ms bootstrap',seed)
     return torch.stack([torch.bincount(torch.randint(n,(n,),generator=g), minlength=n) for _ in range(draws)])
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #3e3fec3b
@@ -266,7 +266,7 @@ def null_band(
     seed:int=0,
 )->pd.DataFrame:     # support, q05, q50, q95 and max of the random scores
     "MS of features that are on for random images."
-    e,g,rows = _unit(emb.cpu()),stream('ms null',seed),[]
+    e,g,rows = _unit(emb.cpu()),seeded('ms null',seed),[]
     for m in supports:
         if not 2<=m<=len(e): raise BadInput(f'a support of {m} cannot be drawn from {len(e)} images')
         score = torch.cat([_random_ms(e, m, values.cpu().double(), min(200,draws-i), g) for i in range(0,draws,200)])

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..acts.store import ActStore, map_tensors
+from ..acts.store import ActStore
+from ..core.tensors import map_tensors
 from ..core.codes import Codes, cat_codes
 from ..core.files import BadInput, NotFound, atomic, made_by, make_folder, progress_bar, read_json, write_json
 from .chance import duplicate_share, ms_null, near_duplicates

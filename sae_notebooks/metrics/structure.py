@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import BadInput
-from ..core.synthetic import stream
+from ..core.seeds import seeded
 from .base import bh
 
 # %% ../../nbs/metrics/60_structure.ipynb #cf657d50

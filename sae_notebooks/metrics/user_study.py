@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.files import BadInput, NotFound
-from ..core.synthetic import stream
+from ..core.seeds import seeded
 from .monosemanticity import MonosemanticityScore
 
 # %% ../../nbs/metrics/70_user_study.ipynb #8d1fcb5f

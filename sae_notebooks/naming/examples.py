@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..acts.store import ActStore
-from ..core.codes import Codes, turn
+from ..core.codes import Codes, transpose
 from ..core.files import BadInput
-from ..core.synthetic import stream
+from ..core.seeds import seeded
 from ..metrics.report import FeatureReport, one_row_each
 
 # %% ../../nbs/naming/10_examples.ipynb #e9d6f77a
@@ -70,7 +70,7 @@ def draw_examples(
     if mask.dtype!=bool or len(mask)!=n: raise BadInput(f'part must be a boolean for each of the {n} images, not {mask.dtype} of {len(mask)}')
     if e is not None and len(e)!=n: raise BadInput(f'{len(e)} embeddings for {n} images')
     if e is not None and not e.isfinite().all(): raise BadInput(f'the embedding of row {(~e.isfinite().all(1)).nonzero()[0].item()} holds NaN or infinite numbers')
-    ptr,rows,order = (t.numpy() for t in turn(codes)); val = codes.val.detach().numpy()[order]
+    ptr,rows,order = (t.numpy() for t in transpose(codes)); val = codes.val.detach().numpy()[order]
     if features is None: features = np.unique(codes.idx.numpy()[mask[codes.rows.numpy()]])
     features = np.asarray(list(features), int)
     if len(features) and not (0<=features.min() and features.max()<codes.d_sae): raise BadInput(f'features must be between 0 and {codes.d_sae-1}')

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..acts.vision import _no_bars
+from ..models.vision import _no_bars
 from ..core.data import model_folder
 from ..core.files import BadInput, NotFound, make_folder, progress_bar
 from .examples import draw_examples

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..acts.vision import VisionModel, load_vision
+from ..models.vision import VisionModel, load_vision
 from ..core.files import BadInput, progress_bar
 from ..metrics.report import FeatureReport, named
 from .examples import split_parts

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.codes import Codes, feature_sums, flat_to_codes, pick_rows, turn
+from ..core.codes import Codes, feature_sums, flat_to_codes, pick_rows, transpose
 from ..core.data import open_words
 from ..core.files import BadInput
-from ..core.synthetic import stream
+from ..core.seeds import seeded
 from ..metrics.base import bh
 
 # %% ../../nbs/naming/20_vocabulary.ipynb #591ac8bf
@@ -99,8 +99,8 @@ def _best_by_lot(codes, x, hubs, along, draws, seed):
     "The bin of each feature, and for each bin the sorted best z of features on random images, with the direction of another."
     total,sq = _totals(codes); m = (total**2/sq.clamp_min(1e-30)).numpy(); live = np.flatnonzero(total.numpy()>0)
     edges = np.unique(np.quantile(m[live], np.linspace(0,1,min(12,max(1,len(live)//20))+1)[1:-1])) if len(live) else np.zeros(0)
-    bins,tops,g = np.searchsorted(edges, m, side='right'),[],stream('naming null',seed)
-    ptr,_,order = turn(codes); val = codes.val[order]
+    bins,tops,g = np.searchsorted(edges, m, side='right'),[],seeded('naming null',seed)
+    ptr,_,order = transpose(codes); val = codes.val[order]
     for b in range(len(edges)+1):
         own = live[bins[live]==b]
         tops.append(np.zeros(0) if not len(own) else (word_scores(_by_lot(val, ptr, own, len(x), draws, g), x, hubs)+along[torch.randint(len(along),(draws,),generator=g)]).amax(1).sort().values.numpy())

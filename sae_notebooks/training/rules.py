@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.files import BadInput
-from ..core.synthetic import stream
+from ..core.seeds import seeded
 from ..saes.base import SAE
 
 # %% ../../nbs/training/12_rules.ipynb #ef5493b0
@@ -90,7 +90,7 @@ def resample(
     who = dead.nonzero().squeeze(1)
     if len(who)==0: return 0
     loss = (x-recons).square().sum(1)
-    at = torch.multinomial(loss.square().cpu().clamp_min(1e-30), len(who), replacement=len(who)>len(x), generator=stream('resample',seed)).to(x.device)
+    at = torch.multinomial(loss.square().cpu().clamp_min(1e-30), len(who), replacement=len(who)>len(x), generator=seeded('resample',seed)).to(x.device)
     atom = F.normalize(x[at]-sae.b_dec, dim=1)
     alive = sae.enc[~dead].norm(dim=1).mean() if (~dead).any() else 1.
     sae.W_dec[who] = atom; sae.enc[who] = .2*alive*atom; sae.b_enc[who] = 0

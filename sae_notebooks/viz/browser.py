@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from ..core.codes import turn
+from ..core.codes import transpose
 from ..core.files import BadInput, NotFound, read_json, write_json
 from ..metrics.report import FeatureReport
 from .figures import thumbnail
@@ -97,7 +97,7 @@ class FeatureBrowser:
         "Features that are on for the same images."
         codes = self.report.codes
         if codes is None: return pd.DataFrame(columns=['name','share','phi'])
-        ptr,rows,_ = turn(codes); i = self._at(k); mine = rows[ptr[i]:ptr[i+1]]; N = len(codes)
+        ptr,rows,_ = transpose(codes); i = self._at(k); mine = rows[ptr[i]:ptr[i+1]]; N = len(codes)
         if not len(mine): return pd.DataFrame(columns=['name','share','phi'])
         many = ptr.diff().double(); start,size = codes.row_ptr[mine],codes.row_ptr.diff()[mine]
         at = torch.repeat_interleave(start-F.pad(size.cumsum(0),(1,0))[:-1], size)+torch.arange(int(size.sum()))
@@ -145,8 +145,8 @@ def patch_heat(
     keep:int=64,    # images to remember
 ):                  # (item, feature) -> activation over patches, (h, w)
     "Where in an image a feature is on."
-    from sae_notebooks.core.hooks import capture
-    from sae_notebooks.core.sites import resolve
+    from sae_notebooks.models.hooks import capture
+    from sae_notebooks.models.sites import resolve
     get,known,at = image if callable(image) else image.__getitem__,{},resolve(model.net, point)
     @torch.no_grad()
     def codes(item):

@@ -202,21 +202,21 @@ function table() {
   $("count").textContent = order.length ? (from + 1).toLocaleString("en") + "\\u2013" + Math.min(from + PAGE, order.length).toLocaleString("en") + " of " + some : "no feature matches";
   $("prev").disabled = !from; $("next").disabled = from + PAGE >= order.length;
 }
-function turn(by) { state.page += by; table(); }
+function transpose(by) { state.page += by; table(); }
 '''
 
 # %% ../../nbs/viz/30_page.ipynb #dbcf576f
 _js_keys = '''
 $("query").addEventListener("input", e => { state.query = e.target.value; reorder(); });
-$("prev").addEventListener("click", () => turn(-1));
-$("next").addEventListener("click", () => turn(1));
+$("prev").addEventListener("click", () => transpose(-1));
+$("next").addEventListener("click", () => transpose(1));
 $("rows").addEventListener("click", e => { const tr = e.target.closest("tr"); if (tr) select(+tr.dataset.row); });
 $("rows").addEventListener("keydown", e => {
   const by = {ArrowDown: 1, ArrowUp: -1}[e.key], buttons = [...$("rows").querySelectorAll("button")], i = buttons.indexOf(document.activeElement) + by;
   if (!by) return;
   e.preventDefault();
   if (buttons[i]) buttons[i].focus();
-  else if (!(by > 0 ? $("next") : $("prev")).disabled) { turn(by); const b = $("rows").querySelectorAll("button"); b[by > 0 ? 0 : b.length - 1].focus(); }
+  else if (!(by > 0 ? $("next") : $("prev")).disabled) { transpose(by); const b = $("rows").querySelectorAll("button"); b[by > 0 ? 0 : b.length - 1].focus(); }
 });
 document.addEventListener("keydown", e => { if (e.key === "/" && document.activeElement !== $("query")) { e.preventDefault(); $("query").focus(); } });
 '''
