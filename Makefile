@@ -23,7 +23,7 @@ test: $(READY)     ## every test; the last line is 'N passed, N failed'
 	@$(BIN)/python tests/run.py
 
 docs: $(READY)     ## the site, in _docs/
-	@$(BIN)/python -m sae_notebooks.dev.docs site
+	@$(BIN)/sae-notebooks docs
 
 lab: $(READY)     ## JupyterLab on the tutorials
 	$(BIN)/jupyter lab --notebook-dir nbs/tutorials
@@ -31,7 +31,7 @@ lab: $(READY)     ## JupyterLab on the tutorials
 export: $(READY)     ## package and README from the notebooks
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
-	$(BIN)/python -m sae_notebooks.dev.docs readme
+	$(BIN)/sae-notebooks readme
 
 refresh: $(READY)     ## run notebooks and store their outputs: make refresh NB="nbs/core/10_data.ipynb"
 	@for nb in $(NB); do $(BIN)/python -c "import sys; from sae_notebooks.dev.run import write_outputs; print(write_outputs(sys.argv[1]))" $$nb || exit 1; done

@@ -6,7 +6,8 @@ from pathlib import Path
 from urllib.parse import unquote
 import pytest
 from project import nb_id, nbs, notebooks, root
-from sae_notebooks.dev.docs import build_site, sidebar_pages, site_config
+from sae_notebooks.dev.docs import site_config
+from sae_notebooks.dev.site import build_site, sidebar_pages
 
 class Page(HTMLParser):
     "Links, ids and fetched addresses of a page"
@@ -70,8 +71,12 @@ def test_broken_sidebar(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='no/such_page.ipynb'): build_site('site', quarto=False)
     assert not (tmp_path/'site').exists()
 
+# what would have to be scrolled sideways to be read; on a narrow screen tables may be
+CLIPPED = '''[...document.querySelectorAll(innerWidth < 500 ? 'pre' : 'pre,table')]
+    .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => `${e.scrollWidth - e.clientWidth} px: ${e.innerText.slice(0,60)}`)'''
+
 @pytest.mark.browser
-@pytest.mark.parametrize('width,scheme', [(1300,'light'),(1300,'dark'),(390,'light')])
+@pytest.mark.parametrize('width,scheme', [(1300,'light'),(1300,'dark'),(390,'light'),(390,'dark')])
 def test_looks(site, pages, browser, width, scheme):
     bad = []
     page = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme)
@@ -82,6 +87,8 @@ def test_looks(site, pages, browser, width, scheme):
         page.goto((site/name).as_uri())
         over = page.evaluate('document.documentElement.scrollWidth - innerWidth')
         if over>0: bad.append(f'is {over} px wider than the window')
+        clipped = page.evaluate(CLIPPED)
+        if clipped: bad.append(f'clips {len(clipped)} blocks of code or tables, the first is {clipped[0]}')
         dark = page.evaluate('getComputedStyle(document.body).backgroundColor').startswith('rgb(1')
         if dark!=(scheme=='dark'): bad.append(f'ignores the {scheme} scheme')
         if width<500:

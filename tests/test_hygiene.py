@@ -7,7 +7,8 @@ except ImportError: import tomli as tomllib   # Python 3.10
 import pytest
 from project import (cells, layers, load, modules, narrative, nb_id, nbs, notebooks, outputs, package, rel, root, settings, text, tool,
                      tracked)
-from sae_notebooks.dev.docs import check_sidebar, readme, sidebar_pages, site_config
+from sae_notebooks.dev.docs import readme, site_config
+from sae_notebooks.dev.site import check_sidebar, sidebar_pages
 from sae_notebooks.dev.run import directives
 
 each_nb = pytest.mark.parametrize('path', notebooks(), ids=nb_id)
