@@ -136,22 +136,19 @@ def front_matter(
     return {}
 
 # %% ../../nbs/dev/20_docs.ipynb #6ec2e39b
+_config = dict(NbConvertBase=dict(display_data_priority=_forms),
+               ExtractOutputPreprocessor=dict(enabled=True, output_filename_template='fig-{cell_index}-{index}{extension}'))
+
 def nb_md(
     nb,   # a notebook node
     save, # stores the bytes of a figure: (file name, bytes) -> address to link to
 )->str:   # Markdown
     "A notebook as pandoc Markdown."
     from nbconvert import MarkdownExporter
-    exporter = MarkdownExporter(config=dict(NbConvertBase=dict(display_data_priority=_forms)), raw_template=_template,
-                                filters=_filters, preprocessors=[_extractor()])
+    exporter = MarkdownExporter(config=_config, raw_template=_template, filters=_filters)
     md,more = exporter.from_notebook_node(_prepared(nb))
-    for name,raw in sorted(more.get('outputs',{}).items()): md = md.replace(f']({name})', f']({save(name, raw)})')
+    for name,raw in more.get('outputs',{}).items(): md = md.replace(f']({name})', f']({save(name, raw)})')
     return re.sub(r'\n{3,}', '\n\n', md).strip()
-
-def _extractor():
-    from nbconvert.preprocessors import ExtractOutputPreprocessor
-    return ExtractOutputPreprocessor(enabled=True, output_filename_template='fig-{cell_index}-{index}{extension}',
-                                     extract_output_types={'image/png','image/jpeg','image/svg+xml'})
 
 # %% ../../nbs/dev/20_docs.ipynb #065a8eb3
 def _pandoc():

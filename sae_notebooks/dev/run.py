@@ -147,6 +147,8 @@ def _failure(nb, err, n_lines=12):
     return i+1, cells[i].source, '\n'.join(reason.strip().splitlines()[-n_lines:])
 
 # %% ../../nbs/dev/10_run.ipynb #dffdadc8
+_kernel_environ = dict(IN_TEST='1', TQDM_DISABLE='1', MPLBACKEND='module://matplotlib_inline.backend_inline')
+
 @contextlib.contextmanager
 def _environ(**kw):
     old = {k: os.environ.get(k) for k in kw}
@@ -172,7 +174,7 @@ def _execute(
 ):
     "The executed notebook, papermill's metadata still in it, and the failure that ended it or None"
     pm,nbformat,errors = _tools()
-    with tempfile.TemporaryDirectory() as d, _environ(IN_TEST='1', TQDM_DISABLE='1'):
+    with tempfile.TemporaryDirectory() as d, _environ(**_kernel_environ):
         tmp,err = Path(d)/'run.ipynb',None
         try: pm.execute_notebook(nb, tmp, parameters=params, cwd=cwd, kernel_name='python3', progress_bar=False,
                                  execution_timeout=timeout, extra_arguments=['--IPKernelApp.log_level=CRITICAL'])
