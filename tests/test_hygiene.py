@@ -66,8 +66,15 @@ def imports(source, own, is_module=lambda name: (root/name.replace('.','/')).wit
             base = '.'.join([*parts[:len(parts)-node.level], *([node.module] if node.module else [])]) if node.level else node.module
             names = [base] if is_module(base) else [f'{base}.{a.name}' for a in node.names]
         elif isinstance(node,ast.Attribute) and ast.unparse(node.value)=='sae_notebooks': names = [ast.unparse(node)]
+        elif isinstance(node,ast.Call) and ast.unparse(node.func).split('.')[-1]=='import_module': names = [lazy(node, parts)]
         else: continue
         yield from ((node.lineno,n) for n in names if n.split('.')[0]=='sae_notebooks' and not n.split('.')[1].startswith('__'))
+
+def lazy(call, parts):
+    "What `import_module` is asked for; a name put together at run time could be anything above."
+    name = call.args[0]
+    if not isinstance(name,ast.Constant): return 'sae_notebooks.computed_at_run_time' if 'sae_notebooks' in ast.unparse(name) else ''
+    return '.'.join(parts[:len(parts)-len(name.value)+len(name.value.lstrip('.'))])+'.'+name.value.lstrip('.') if name.value[0]=='.' else name.value
 
 def rank(nb): return layers.index(nb[0]),nb[1]
 
@@ -83,9 +90,30 @@ def test_layers(path):
     report(bad, 'import only from lower numbers of the same folder and from layers before it (CONTRIBUTING.md, Layers)')
 
 def test_imports_are_seen():
-    src = 'from ..core import data\nfrom .base import SAE\ndef f():\n    import sae_notebooks.viz.page\n    import sae_notebooks\n    return sae_notebooks.viz.x, sae_notebooks.__file__'
+    src = '''
+from ..core import data
+from .base import SAE
+def f():
+    import sae_notebooks.viz.page
+    import sae_notebooks
+    import_module('sae_notebooks.dev.cli'); importlib.import_module(f'sae_notebooks.{x}'); import_module('numpy')
+    return sae_notebooks.viz.x, sae_notebooks.__version__
+'''
     found = [n for _,n in imports(src, 'sae_notebooks.saes.topk', lambda n: n.count('.')==2)]
-    assert sorted(found)==['sae_notebooks.core.data','sae_notebooks.saes.base','sae_notebooks.viz','sae_notebooks.viz.page'], found
+    lazily = ['sae_notebooks.computed_at_run_time','sae_notebooks.dev.cli']
+    assert sorted(found)==sorted([*lazily,'sae_notebooks.core.data','sae_notebooks.saes.base','sae_notebooks.viz','sae_notebooks.viz.page'])
+
+def test_no_circle():
+    "Follows from the layers, and is told apart from them: modules can be put in an order in which each imports only earlier ones."
+    from graphlib import TopologicalSorter
+    def name(p): return '.'.join(p.relative_to(root).with_suffix('').parts)
+    TopologicalSorter({name(p):[n for _,n in imports(p.read_text(encoding='utf-8'), name(p))] for p in modules()}).prepare()
+
+def test_each_layer_has_its_line():
+    rows = re.findall(r'^\| `(\w+)/` \| \S', (root/'CONTRIBUTING.md').read_text(encoding='utf-8'), re.M)
+    assert rows==layers, f'CONTRIBUTING.md, Layers: the table lists {rows}; the layers are {layers}'
+    lost = {p.parent.name for p in notebooks()}-{*layers,*narrative,'nbs'}
+    assert not lost, f'{sorted(lost)} are folders of no layer → tests/project.py'
 
 def test_numbers():
     seen = Counter(source_nb(m) for m in modules())
@@ -228,16 +256,38 @@ def test_undocumented_is_seen():
     assert not list(undocumented('def f(\n    a=(1,\n       2), # first\n    *args):\n    "Idea"\nclass _C: pass'))
     assert [w for _,w in undocumented('@dataclass\nclass C:\n    "Idea"\n    a:int # first\n    b:int=1')]==['C: no comment on field b']
 
+@each_nb
+def test_width(path):
+    bad = [f'{nb_id(path)} cell {i}, {len(line)} characters: {line.strip()[:60]}' for i,_,s in cells(path) for line in s.splitlines() if len(line)>120]
+    report(bad, 'a line of code has at most 120 characters: make two thoughts of it, or two lines')
+
+def exported(s): return bool(directives(s).keys() & {'export','exports','exporti'})
+def body(s): return [line for line in s.splitlines() if line.strip() and not line.lstrip().startswith('#|')]
+def defines(s): return bool(re.search(r'^\s*(def|class) ', s, re.M))
+def only_imports(s): return all(re.match(r'\s*(from|import) |\s*[\w, ]+\)?$', line) for line in body(s))
+
 def test_cell_length(capsys):
-    sizes = []
-    for p in notebooks(*layers):
-        for i,_,s in cells(p):
-            if not directives(s).keys() & {'export','exports','exporti'} or not re.search(r'^\s*(def|class) ', s, re.M): continue
-            sizes.append((sum(1 for line in s.splitlines() if line.strip() and not line.lstrip().startswith('#|')), f'{nb_id(p)} cell {i}'))
-    assert sizes, 'no exported cells found'
+    sizes = [(sum(map(len, body(s))), f'{nb_id(p)} cell {i}') for p in notebooks(*layers) for i,_,s in cells(p) if exported(s) and defines(s)]
     n = sorted(size for size,_ in sizes)
-    with capsys.disabled(): print(f'\nexported cells: {len(n)}, median {statistics.median(n):g} lines, 90 % have at most {n[int(.9*(len(n)-1))]}, longest {n[-1]}')
-    assert statistics.median(n)<=10, 'the median exported cell is longer than 10 lines; the longest: '+', '.join(f'{w} ({s})' for s,w in sorted(sizes)[-5:])
+    median,most = statistics.median(n),n[int(.9*(len(n)-1))]
+    with capsys.disabled(): print(f'\nexported cells: {len(n)}, median {median:g} characters, 90 % have at most {most}, longest {n[-1]}')
+    longest = ', '.join(f'{w} ({s})' for s,w in sorted(sizes)[-5:])
+    assert median<=400 and most<=1000, f'a cell is a thought: median {median:g} (400), 90 % {most} (1000); the longest: {longest}'
+
+@pytest.mark.parametrize('path', notebooks(*layers), ids=nb_id)
+def test_something_runs(path):
+    silent,worst = 0,(0,0)
+    for i,_,s in cells(path):
+        if exported(s): silent += len(body(s)); worst = max(worst,(silent,i))
+        elif 'default_exp' not in directives(s) and not only_imports(s): silent = 0
+    assert worst[0]<=100, f'{nb_id(path)}: {worst[0]} lines up to cell {worst[1]} with nothing run between → show each thought at work'
+
+@pytest.mark.parametrize('folder', [d for d in layers if (nbs/d).is_dir()])
+def test_evidence(folder):
+    code = [s for p in notebooks(folder) for _,_,s in cells(p)]
+    thoughts = sum(exported(s) and defines(s) for s in code)
+    tested = sum(bool(re.search(r'\btest_\w+\(|\bassert\b|\bcheck\w*\(', s)) for s in code if not exported(s))
+    assert tested>=.6*thoughts, f'{folder}: {tested} cells with a test for {thoughts} exported thoughts (.6 wanted)'
 
 # --- site, README, versions ------------------------------------------------------------------------------------------
 
