@@ -161,8 +161,8 @@ def test_columns_on_demand(page):
 FITS = """() => { const box = e => e.getBoundingClientRect(), table = document.querySelector("#scroll");
     const cut = [...document.querySelectorAll("#head th, #rows td, #summary dt, #summary dd, #readout, .card header *, #legend *")]
         .filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0).map(e => e.textContent);
-    const below = (a, b) => b && box(a).right > box(b).left + 1;
-    const over = [...document.querySelectorAll("#head th")].filter(e => below(e, e.nextElementSibling)).map(e => e.textContent);
+    const crosses = (a, b) => a.right > b.left + 1 && a.bottom > b.top + 1 && b.bottom > a.top + 1;
+    const over = [...document.querySelectorAll("#head th")].filter(e => e.nextElementSibling && crosses(box(e), box(e.nextElementSibling))).map(e => e.textContent);
     return {cut, over, table: table.scrollWidth - table.clientWidth, page: document.documentElement.scrollWidth - innerWidth}; }"""
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])

@@ -50,25 +50,24 @@ document.documentElement.style.setProperty("--thumb", data.thumb + "px");
 // # order: which rows, in which order
 const PAGE = 25;
 const state = {query: "", by: score, down: true, page: 0, at: null, shown: new Set(first), more: false};
-let order = [], texts = null;
+let sorted = [], order = [], texts = null;
 
-function found() {
+// all rows by the chosen column, undefined last, equals in the table's order
+function sort() {
+  const rows = data.ids.map((_, r) => r);
+  const v = state.by ? state.by.values : rows, s = state.down ? -1 : 1;
+  const undefinedLast = (a, b) => (v[a] === null) - (v[b] === null);
+  sorted = [...rows].sort((a, b) => undefinedLast(a, b) || (v[a] < v[b] ? -s : v[a] > v[b] ? s : a - b));
+  search();
+}
+// those of them that hold every word
+function search() {
   const words = state.query.toLowerCase().split(" ").filter(w => w);
   if (words.length && !texts) {
     const written = data.columns.filter(c => c.kind === "text");
     texts = data.ids.map((id, r) => [id, ...written.map(c => c.values[r])].join(" ").toLowerCase());
   }
-  const rows = [];
-  for (let r = 0; r < n; r++) if (words.every(w => texts[r].includes(w))) rows.push(r);
-  return rows;
-}
-function reorder() {
-  order = found();
-  if (state.by) {
-    const v = state.by.values, s = state.down ? -1 : 1;
-    const undefinedLast = (a, b) => (v[a] === null) - (v[b] === null);
-    order.sort((a, b) => undefinedLast(a, b) || (v[a] < v[b] ? -s : v[a] > v[b] ? s : a - b));
-  } else if (state.down) order.reverse();
+  order = sorted.filter(r => words.every(w => texts[r].includes(w)));
   state.page = 0;
   table();
   draw();
@@ -79,17 +78,19 @@ function heading(name, c) {
   const by = () => {
     state.down = state.by === c ? !state.down : !c || c.kind !== "text";
     state.by = c;
-    reorder();
+    sort();
   };
   const pieces = name.split(/(?<=[_@])/).flatMap((piece, i) => i ? [el("wbr"), piece] : [piece]);
   const button = el("button", {type: "button", onclick: by}, ...pieces);
-  const th = el("th", {class: c && c.kind === "text" ? "text" : "", scope: "col", ...meaning(name)}, button);
+  const kind = c && c.kind === "text" ? "text" : "";
+  const th = el("th", {class: kind, scope: "col", role: "columnheader", ...meaning(name)}, button);
   if (state.by === c) th.setAttribute("aria-sort", state.down ? "descending" : "ascending");
   return th;
 }
 function row(r) {
-  const tr = el("tr", {"data-row": r}, el("td", {}, el("button", {type: "button"}, data.ids[r])),
-    ...visible().map(c => el("td", c.kind === "text" ? {class: "text"} : {}, show(c, r))));
+  const cell = c => el("td", {role: "cell", class: c.kind === "text" ? "text" : ""}, show(c, r));
+  const number = el("td", {role: "cell"}, el("button", {type: "button"}, data.ids[r]));
+  const tr = el("tr", {role: "row", "data-row": r}, number, ...visible().map(cell));
   if (r === state.at) tr.setAttribute("aria-current", "true");
   return tr;
 }
@@ -129,7 +130,7 @@ $("few").addEventListener("click", () => choose(first));
 // # keys: search, pages, and arrows between rows
 $("query").addEventListener("input", e => {
   state.query = e.target.value;
-  reorder();
+  search();
 });
 $("prev").addEventListener("click", () => leaf(-1));
 $("next").addEventListener("click", () => leaf(1));
@@ -161,7 +162,7 @@ const plotted = data.ids.map((_, r) => r).filter(ok);
 const range = v => v.reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [Infinity, -Infinity]);
 const [x0, x1] = range(plotted.map(r => support.values[r]));
 const [y0, y1] = range(plotted.map(r => score.values[r]).concat(data.floor ?? []));
-let W = 0;
+let W = 0, marks = [];
 const H = 330, L = 44, R = 12, T = 8, B = 38, xspan = Math.log(x1 / x0) || 1, yspan = y1 - y0 || 1;
 const X = v => L + (W - L - R) * (.02 + .96 * Math.log(v / x0) / xspan);
 const Y = v => H - B - (H - T - B) * (.03 + .94 * (v - y0) / yspan);
@@ -186,7 +187,7 @@ function decades(a, b) {
 // # plot: score against support
 const line = (x1, x2, y1, y2, cls) => el("line", {x1, x2, y1, y2, class: cls});
 const dot = r => "M" + X(support.values[r]).toFixed(1) + " " + Y(score.values[r]).toFixed(1) + "h0";
-const dots = (rows, size, cls) => el("path", {d: rows.map(dot).join(""), class: cls, "stroke-width": size});
+const dots = (rows, size, cls) => el("path", {d: rows.map(r => marks[r]).join(""), class: cls, "stroke-width": size});
 
 function axes() {
   const out = [];
@@ -205,7 +206,10 @@ function axes() {
 function draw() {
   $("look").classList.toggle("bare", !plotted.length);
   if (!plotted.length) return;
-  W = $("plot").clientWidth;
+  if (W !== $("plot").clientWidth) {
+    W = $("plot").clientWidth;
+    for (const r of plotted) marks[r] = dot(r);
+  }
   const size = plotted.length > 2e4 ? 2 : plotted.length > 2e3 ? 3 : 5;
   const searched = order.length < n, shade = searched ? "dots faint" : size < 3 ? "dots many" : "dots";
   const out = axes();
@@ -320,7 +324,7 @@ for (const [name, rows] of data.groups) {
 $("photographs").hidden = !data.groups.length;
 $("query").disabled = false;
 hover(null);
-reorder();
+sort();
 choose(first);
 select(order[0], true);
 new ResizeObserver(() => { if ($("plot").clientWidth !== W) draw(); }).observe($("look"));
