@@ -29,11 +29,7 @@ _allowed = (ast.Expression, ast.Name, ast.Constant, ast.expr_context, ast.Compar
             ast.BinOp, ast.operator, ast.UnaryOp, ast.unaryop)
 _example_condition = 'ms > .5 and support >= 10'
 
-def rows_where(
-    table:pd.DataFrame, # a row a feature
-    condition:str,      # on its columns, such as `ms > .5 and support >= 10`
-)->np.ndarray:          # bool, (n,)
-    "For which rows a condition holds. Raises `BadInput` for what is no condition, or does more than compare."
+def _check_condition(condition):
     try: tree = ast.parse(condition.strip(), mode='eval')
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
         raise BadInput(f'{condition!r} is no condition: write one such as {_example_condition}') from e
@@ -41,6 +37,14 @@ def rows_where(
         if isinstance(node, _allowed): continue
         raise BadInput(f'{condition!r}: a condition compares columns with numbers, such as {_example_condition}; '
                        f'{type(node).__name__} is not for here')
+
+# %% ../../nbs/viz/20_browser.ipynb #27c7db6c
+def rows_where(
+    table:pd.DataFrame, # a row a feature
+    condition:str,      # on its columns, such as `ms > .5 and support >= 10`
+)->np.ndarray:          # bool, (n,)
+    "For which rows a condition holds. Raises `BadInput` for what is no condition, or does more than compare."
+    _check_condition(condition)
     try: got = table.eval(condition, engine='python')
     except Exception as e: # pandas raises whatever its parser does
         raise BadInput(f'{condition!r} is no condition on {", ".join(_numbers(table))}: {e}') from e
@@ -63,7 +67,7 @@ def sorted_rows(
 def coactivation(
     codes,     # Codes, (n, d_sae)
     i:int,     # a feature
-)->tuple[torch.Tensor,torch.Tensor]: # share of its images, (d_sae,); phi, −2 for itself and where no image is shared, (d_sae,)
+)->tuple:   # share of its images, (d_sae,); phi, −2 for itself and where no image is shared, (d_sae,)
     "How often each feature is active on the images of feature `i`, and the correlation of the two being active."
     ptr,rows,_ = transpose(codes)
     mine,active,n = rows[ptr[i]:ptr[i+1]],ptr.diff().double(),len(codes)
@@ -151,8 +155,8 @@ class FeatureBrowser:
         v,at = cosine.topk(min(n, len(cosine)-1))
         return self._named(at.numpy(), cosine=v.numpy())
 
-    def together(self, k:int, n:int=8)->pd.DataFrame: # a feature; how many: name, share (of k's images), phi (correlation of being active)
-        "Features that are active on the same images."
+    def together(self, k:int, n:int=8)->pd.DataFrame: # a feature; how many: name, share of k's images, phi
+        "Features that are active on the same images; phi is the correlation of being active."
         codes = self.report.codes
         if codes is None: return pd.DataFrame(columns=['name','share','phi'])
         share,phi = coactivation(codes, self._position(k))
@@ -196,6 +200,18 @@ def places(
     return acts[len(acts)-side*side:],(side,side)
 
 # %% ../../nbs/viz/20_browser.ipynb #b0e15bb9
+@torch.no_grad()
+def _encoded(model, sae, image, point):
+    "Codes of every place of one image, and the grid."
+    from sae_notebooks.models.hooks import capture
+    from sae_notebooks.models.sites import resolve
+    at = resolve(model.net, point)
+    with capture(model.net, at, stop=True) as acts: model.forward(model.prepare([image]))
+    x,grid = places(acts[at].float()[0])
+    if x.shape[1]==sae.d_in: return sae.codes(x.to(sae.enc.device)).to('cpu'),grid
+    raise BadInput(f'{point} has {x.shape[1]} numbers in a place, the SAE reads {sae.d_in}')
+
+# %% ../../nbs/viz/20_browser.ipynb #966c82cc
 def patch_heat(
     model,          # from `load_vision`
     sae,            # a trained SAE
@@ -204,20 +220,11 @@ def patch_heat(
     keep:int=64,    # images to remember
 ):                  # (item, feature) -> activation over patches, (h, w)
     "Where in an image a feature is active."
-    from sae_notebooks.models.hooks import capture
-    from sae_notebooks.models.sites import resolve
-    get,at,cache = image_getter(image),resolve(model.net, point),{}
-    @torch.no_grad()
-    def encoded(item):
-        with capture(model.net, at, stop=True) as acts: model.forward(model.prepare([get(item)]))
-        x,grid = places(acts[at].float()[0])
-        if x.shape[1]!=sae.d_in:
-            raise BadInput(f'{point} has {x.shape[1]} numbers in a place, the SAE reads {sae.d_in}')
-        return sae.codes(x.to(sae.enc.device)).to('cpu'),grid
+    get,cache = image_getter(image),{}
     def heat(item, k):
         if item not in cache:
             while len(cache)>=keep: cache.pop(next(iter(cache)))
-            cache[item] = encoded(item)
+            cache[item] = _encoded(model, sae, get(item), point)
         codes,grid = cache[item]
         out,here = torch.zeros(len(codes)),codes.idx==k
         out[codes.rows[here]] = codes.val[here].float()
@@ -264,6 +271,21 @@ def _example(browser, item, share, k, thumb, heat):
     return (f'<div style="width:{thumb}px" title="{said}"><img alt="{said}" width="{thumb}" src="{src}">{bar}'
             f'<div style="{below}">{said}</div></div>')
 
+# %% ../../nbs/viz/20_browser.ipynb #a8ea078e
+def _examples(browser, k, m, thumb, heat):
+    if not browser.image: return '<p>no images were given</p>'
+    examples = browser.examples(k, m)
+    most = max([a for _,a in examples] or [1]) or 1
+    return ''.join(_example(browser, i, a/most, k, thumb, heat) for i,a in examples)
+
+def _neighbours(browser, k):
+    def line(i, name, v): return f'{i} {html.escape(str(name))[:40]} <span style="color:gray">{v:.2f}</span>'
+    out = ''
+    for title,t in (('nearest directions (cosine)',browser.nearest(k)),('active together (phi)',browser.together(k))):
+        lines = '<br>'.join(line(i, name, v) for i,name,v in zip(t.index, t.name, t.iloc[:,-1]))
+        if len(t): out += f'<td style="vertical-align:top;padding-right:2em"><b>{title}</b><br>{lines}</td>'
+    return out
+
 # %% ../../nbs/viz/20_browser.ipynb #a8b3c167
 def feature_card(
     browser:FeatureBrowser, # with images, for examples
@@ -286,20 +308,6 @@ def feature_card(
             f'<details><summary>all scores</summary><table style="font-size:12px">{rows}</table></details>'
             f'<table style="font-size:12px"><tr>{_neighbours(browser, k)}</tr></table></div>')
 
-def _examples(browser, k, m, thumb, heat):
-    if not browser.image: return '<p>no images were given</p>'
-    examples = browser.examples(k, m)
-    most = max([a for _,a in examples] or [1]) or 1
-    return ''.join(_example(browser, i, a/most, k, thumb, heat) for i,a in examples)
-
-def _neighbours(browser, k):
-    def line(i, name, v): return f'{i} {html.escape(str(name))[:40]} <span style="color:gray">{v:.2f}</span>'
-    out = ''
-    for title,t in (('nearest directions (cosine)',browser.nearest(k)),('active together (phi)',browser.together(k))):
-        lines = '<br>'.join(line(i, name, v) for i,name,v in zip(t.index, t.name, t.iloc[:,-1]))
-        if len(t): out += f'<td style="vertical-align:top;padding-right:2em"><b>{title}</b><br>{lines}</td>'
-    return out
-
 # %% ../../nbs/viz/20_browser.ipynb #e9de45e2
 def _scatter(b, most=20_000):
     "The map; of more than `most` features, `most` drawn at random."
@@ -313,7 +321,7 @@ def _scatter(b, most=20_000):
     ring = dict(size=14, symbol='circle-open', color='#d55e00', line=dict(width=2))
     fig = go.FigureWidget([dots, go.Scatter(x=[], y=[], mode='markers', hoverinfo='skip', marker=ring)])
     fig.update_layout(height=280, width=440, margin=dict(l=0,r=0,t=0,b=0), showlegend=False, template='plotly_white')
-    return fig.update_layout(xaxis=dict(visible=False), yaxis=dict(visible=False))
+    return fig.update_layout(xaxis_visible=False, yaxis_visible=False)
 
 # %% ../../nbs/viz/20_browser.ipynb #1385cfe6
 def _controls(b):
@@ -330,6 +338,7 @@ def _controls(b):
         note=w.Textarea(placeholder='note', layout=wide, continuous_update=False),
         warm=w.Checkbox(value=False, description='heat map', indent=False, disabled=b.heat is None))
 
+# %% ../../nbs/viz/20_browser.ipynb #9ef4b0b4
 def _box(c):
     "Search, list and map on the left, the card on the right."
     import ipywidgets as w

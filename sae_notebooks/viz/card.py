@@ -27,18 +27,6 @@ def _span(s, k):
     return _value(s.get(k))+('' if s.get(k) is None or lo is None else f' ({lo:.3f} to {hi:.3f})')
 
 # %% ../../nbs/viz/40_card.ipynb #ddab290e
-def card_lines(
-    report:FeatureReport, # from `measure`
-)->dict: # what it says -> text
-    "The summary of a report as lines for people."
-    s = report.summary
-    counts = {'features':f'{len(report.features):,}', 'dead':f'{s["dead"]:,}', 'on for over a tenth':f'{s["dense"]:,}'}
-    kept = {'variance explained':_span(s, 'fve'), 'features on (L0)':f'{s["l0"]:.1f}'}
-    score = {'median MS':_span(s, 'ms'), 'of any two images':f'{s["floor"]:.3f}', 'best tenth from':_span(s, 'ms_q90'),
-             'beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'), 'undefined':f'{s["undefined"]:,}'}
-    source = {'images':f'{s["images"]:,}', 'layer':f'{s["model"]} {s["point"]}', 'judge':str(s['evaluator'])}
-    return {**kept, **counts, **score, **_optional_lines(s), **source}
-
 def _optional_lines(s):
     "What a report has with labels, with many features, with names, with near copies."
     out,u,names = {},s.get('uniqueness') or {},s.get('names')
@@ -54,6 +42,19 @@ def _optional_lines(s):
         out['of names of others'] = _value(names['null'])
     if s.get('near_copies'): out['near copies among images'] = f'{s["near_copies"]:,}'
     return out
+
+# %% ../../nbs/viz/40_card.ipynb #3e011b5e
+def card_lines(
+    report:FeatureReport, # from `measure`
+)->dict: # what it says -> text
+    "The summary of a report as lines for people."
+    s = report.summary
+    counts = {'features':f'{len(report.features):,}', 'dead':f'{s["dead"]:,}', 'on for over a tenth':f'{s["dense"]:,}'}
+    kept = {'variance explained':_span(s, 'fve'), 'features on (L0)':f'{s["l0"]:.1f}'}
+    score = {'median MS':_span(s, 'ms'), 'of any two images':f'{s["floor"]:.3f}', 'best tenth from':_span(s, 'ms_q90'),
+             'beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'), 'undefined':f'{s["undefined"]:,}'}
+    source = {'images':f'{s["images"]:,}', 'layer':f'{s["model"]} {s["point"]}', 'judge':str(s['evaluator'])}
+    return {**kept, **counts, **score, **_optional_lines(s), **source}
 
 # %% ../../nbs/viz/40_card.ipynb #62bf8d1e
 def _score_figure(report):
@@ -83,6 +84,7 @@ def _density_figure(report):
     ax.set(xscale='log', xlabel='share of images on which a feature is on', ylabel='features')
     return f'How often features are on; {report.summary["dead"]:,} are never.', png(ax)
 
+# %% ../../nbs/viz/40_card.ipynb #979eead4
 def _concept_figure(report):
     "FMS of every concept; None where there are no labels."
     t = report.tables.get('fms')

@@ -100,6 +100,7 @@ class PageOptions:
     figures:Sequence|None=None    # pairs of caption and PNG bytes
     words:Mapping|None=None       # what columns mean, for those that `viz.scores` does not know
 
+# %% ../../nbs/viz/30_page.ipynb #7e6bc286
 def _options(given):
     names = [f.name for f in fields(PageOptions)]
     if unknown := sorted(set(given)-set(names)):
@@ -155,6 +156,14 @@ def _text(v):
     return f'{v:.4g}' if isinstance(v, (float, np.floating)) else str(v)
 
 # %% ../../nbs/viz/30_page.ipynb #542bdc6a
+def _write(path, text):
+    "Write `text` wholly or not at all."
+    try:
+        with atomic(path) as tmp: tmp.write_text(text, encoding='utf-8')
+    except OSError as e:
+        raise BadInput(f'cannot write {path}: {e.strerror or e}; name a file in a folder you may write to') from e
+
+# %% ../../nbs/viz/30_page.ipynb #8f27f2e1
 def write_page(
     path:str|Path,          # the file to make or replace
     features:pd.DataFrame,  # a row a feature, index = its id; columns of numbers or text: ms, ms_lo, support, label …
@@ -176,10 +185,3 @@ def write_page(
     rows = [r for _, group in groups for r in group]
     _write(path, render(data | _photographs(rows, items, acts, image_getter(image), caption, o.thumb)))
     return Path(path)
-
-def _write(path, text):
-    "Write `text` wholly or not at all."
-    try:
-        with atomic(path) as tmp: tmp.write_text(text, encoding='utf-8')
-    except OSError as e:
-        raise BadInput(f'cannot write {path}: {e.strerror or e}; name a file in a folder you may write to') from e
