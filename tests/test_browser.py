@@ -70,7 +70,7 @@ def test_hostile_names_are_text(page):
     page.tab.wait_for_timeout(300)      # an injected image would have failed to load and fired by now
     assert page.tab.title()==HOSTILE[0] and page.text('h1')==HOSTILE[0] and page.text('#intro')==HOSTILE[1]
     assert page.texts('#summary dt')==[HOSTILE[2]] and page.texts('#summary dd')==[HOSTILE[1]]
-    assert set(page.texts('#rows td:nth-child(3)'))==set(HOSTILE)
+    assert set(page.texts('#rows td:nth-child(2)'))==set(HOSTILE)
     assert set(page.texts('.photos figcaption'))<=set(HOSTILE)
     assert page.tab.locator('img:not([src^="data:image/"])').count()==0 and page.tab.locator('script').count()==2
 
@@ -111,7 +111,7 @@ def test_search(page):
 
 def test_click_selects(page, small):
     row = page.ids()[3]
-    page.tab.click('#rows tr:nth-child(4) td:nth-child(5)')
+    page.tab.click('#rows tr:nth-child(4) td:nth-child(4)')
     assert page.picked().split()[0]==row and page.tab.get_attribute('#rows tr:nth-child(4)', 'aria-current')
     other = int(page.ids()[10])
     x,y = page.tab.evaluate(f'[X(support.values[{other}]), Y(score.values[{other}])]')
@@ -137,6 +137,50 @@ def test_keyboard(page):
     assert page.picked().split()[0]==ids[2]
     page.tab.focus('#head button'); press('Enter')
     assert focused()=='feature' and page.tab.locator('#head th[aria-sort]').count()==1
+
+def test_columns_on_demand(page):
+    "Five scores first; the others, and what each means, one click away."
+    shown = lambda: page.texts('#head th')
+    assert [h.rstrip('↓ \u200a') for h in shown()]==['feature','name','ms','support'] # there are but two scores, beside the interval
+    assert 'mean similarity of the images' in page.tab.get_attribute('#head th:has-text("ms")', 'title')
+    assert not page.tab.is_visible('#legend')
+    page.tab.click('#columns summary')
+    assert 'number of images that activate it' in page.texts('#legend dd') and '(3 of 6 shown)' in page.text('#columns summary')
+    page.tab.check('#legend label:has-text("label") input')
+    assert [h.strip() for h in shown()][-1]=='label' and page.tab.locator('#rows tr').count()==25
+    page.tab.click('#all')
+    assert len(shown())==7
+    page.tab.click('#few')
+    assert len(shown())==4
+    page.tab.uncheck('#legend label:has-text("name") input')
+    assert len(shown())==3
+    assert page.texts('#picked > .values dt')==['ms','support'] and not page.tab.is_visible('#picked details dt')
+    page.tab.click('#picked details summary'); page.tab.click('#rows tr:nth-child(5) td:nth-child(2)')
+    assert page.texts('#picked details dt')==['label','ms_lo','ms_hi'] # it stays open
+
+FITS = """() => { const box = e => e.getBoundingClientRect(), table = document.querySelector("#scroll");
+    const cut = [...document.querySelectorAll("#head th, #rows td, #summary dt, #summary dd, #readout, .card header *, #legend *")]
+        .filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0).map(e => e.textContent);
+    const crosses = (a, b) => a.right > b.left + 1 && a.bottom > b.top + 1 && b.bottom > a.top + 1;
+    const over = [...document.querySelectorAll("#head th")].filter(e => e.nextElementSibling && crosses(box(e), box(e.nextElementSibling))).map(e => e.textContent);
+    return {cut, over, table: table.scrollWidth - table.clientWidth, page: document.documentElement.scrollWidth - innerWidth}; }"""
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('width', [1300, 390])
+def test_columns_fit(browser, tmp_path, width, scheme):
+    "With all that `measure` and `name` give, the first columns fit their box and nothing is cut."
+    columns = ['support','density','ms','ms_se','ms_lo','ms_hi','lift','n_images','n_eff','z','p','q','purity','purity_se','label_share','max_act',
+               'copies','auroc','corr','entropy','entropy_null','entropy_p','name_auroc','name_lo','name_hi','name_null','name_p','ms@another_encoder']
+    rng = np.random.default_rng(0)
+    f = pd.DataFrame(rng.uniform(.001, .01, (40, len(columns))), columns=columns).assign(support=rng.integers(1000, 9999, 40))
+    f = f.assign(label='grand piano', name='a small dog on wet grass, seen from above', why='').set_axis(range(60_000, 60_040))
+    write_page(tmp_path/'p.html', f, rng.integers(0, 9, (40, 3)), rng.random((40, 3)), image, summary={'features': 40, 'layer': 'vision.blocks.11.resid_post'})
+    with Watched(browser, tmp_path/'p.html', width=width, scheme=scheme) as w:
+        assert len(w.texts('#head th'))==7 # number, name, five scores
+        w.tab.click('#columns summary')
+        fits = w.tab.evaluate(FITS)
+        assert fits==dict(cut=[], over=[], table=0, page=0), fits
+        assert w.bad==[]
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_narrow(browser, small, scheme):
@@ -171,5 +215,6 @@ def test_4096_features_in_15_MB(browser, tmp_path):
     assert path.stat().st_size<15e6, path.stat().st_size
     with Watched(browser, path) as w:
         w.tab.wait_for_timeout(300)
-        assert set(w.texts('#rows td:nth-child(3)'))|set(w.texts('#rows td:nth-child(4)'))<=set(HOSTILE) and w.tab.locator('#gallery img').count()>=72*8
+        w.tab.click('#columns summary'); w.tab.click('#all')
+        assert set(w.texts('#rows td.text'))<=set(HOSTILE) and len(w.texts('#rows td.text'))==3*25 and w.tab.locator('#gallery img').count()>=72*8
         assert w.tab.locator('img:not([src^="data:image/"])').count()==0 and w.bad==[]

@@ -38,7 +38,7 @@ def wheel(tmp_path_factory):
 
 def test_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    want = {p.relative_to(root).as_posix() for p in package.rglob('*.py')}
+    want = {p.relative_to(root).as_posix() for p in [*package.rglob('*.py'), *package.rglob('assets/*')]}
     inside = {n for n in names if '.dist-info/' not in n}
     assert inside==want, f'not in the wheel: {sorted(want-inside)}; in the wheel though no module: {sorted(inside-want)}'
     assert settings()['version'] in wheel.name and any(n.endswith('LICENSE') for n in names)

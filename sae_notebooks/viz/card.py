@@ -11,75 +11,126 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.data import image_getter
 from ..core.files import BadInput
 from ..metrics.reconstruction import density_histogram
 from ..metrics.report import FeatureReport
 from .figures import png, score_vs_support
-from .page import write_page
+from .page import PageOptions, write_page
 
-# %% ../../nbs/viz/40_card.ipynb #8ff932eb
+# %% ../../nbs/viz/40_card.ipynb #f19b35b5
+def _value(v, form='.3f'): return 'undefined' if v is None else format(v, form)
+
+def _span(s, k):
+    "A value of the summary `s` with its interval, where it has one."
+    lo,hi = s.get(f'{k}_lo'),s.get(f'{k}_hi')
+    return _value(s.get(k))+('' if s.get(k) is None or lo is None else f' ({lo:.3f} to {hi:.3f})')
+
+# %% ../../nbs/viz/40_card.ipynb #ddab290e
+def _optional_lines(s):
+    "What a report has with labels, with many features, with names, with near copies."
+    out,u,names = {},s.get('uniqueness') or {},s.get('names')
+    if s.get('purity') is not None:
+        out |= {'class purity':_span(s, 'purity'), 'purity of any two':f'{s["purity_floor"]:.3f}'}
+    if s.get('fms_star') is not None: out['FMS@1, chance taken out'] = f'{s["fms_star"]:.3f}'
+    if 'pairs' in u:
+        out['pairs sharing half their images'] = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
+    if names:
+        failed = f', {names["failed"]:,} failed' if names['failed'] else ''
+        auroc = {'auroc':names['auroc'], 'auroc_lo':names['lo'], 'auroc_hi':names['hi']}
+        out |= {'named':f'{names["named"]:,}{failed}', 'AUROC of names':_span(auroc, 'auroc')}
+        out['of names of others'] = _value(names['null'])
+    if s.get('near_copies'): out['near copies among images'] = f'{s["near_copies"]:,}'
+    return out
+
+# %% ../../nbs/viz/40_card.ipynb #3e011b5e
 def card_lines(
     report:FeatureReport, # from `measure`
 )->dict: # what it says -> text
     "The summary of a report as lines for people."
-    s,f = report.summary,report.features
-    def span(k, digits=3): return 'undefined' if s.get(k) is None else f'{s[k]:.{digits}f}'+(f' ({s[f"{k}_lo"]:.{digits}f} to {s[f"{k}_hi"]:.{digits}f})' if s.get(f'{k}_lo') is not None else '')
-    out = {'variance explained':span('fve'), 'features on (L0)':f'{s["l0"]:.1f}', 'features':f'{len(f):,}', 'dead':f'{s["dead"]:,}', 'on for over a tenth':f'{s["dense"]:,}',
-        'median MS':span('ms'), 'of any two images':f'{s["floor"]:.3f}', 'best tenth from':span('ms_q90'), 'beyond luck (q ≤ 0.05)':_share(s.get('meaningful')), 'undefined':f'{s["undefined"]:,}'}
-    if s.get('purity') is not None: out.update({'class purity':span('purity'), 'purity of any two':f'{s["purity_floor"]:.3f}'})
-    if s.get('fms_star') is not None: out['FMS@1, chance taken out'] = f'{s["fms_star"]:.3f}'
-    if 'pairs' in (u := s.get('uniqueness') or {}): out['pairs sharing half their images'] = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
-    if (u := s.get('names')): out.update({'named':f'{u["named"]:,}'+(f', {u["failed"]:,} failed' if u['failed'] else ''), 'AUROC of names':_names(u), 'of names of others':_two(u['null'])})
-    if s.get('near_copies'): out['near copies among images'] = f'{s["near_copies"]:,}'
-    return {**out, 'images':f'{s["images"]:,}', 'layer':f'{s["model"]} {s["point"]}', 'judge':str(s['evaluator'])}
+    s = report.summary
+    counts = {'features':f'{len(report.features):,}', 'dead':f'{s["dead"]:,}', 'on for over a tenth':f'{s["dense"]:,}'}
+    kept = {'variance explained':_span(s, 'fve'), 'features on (L0)':f'{s["l0"]:.1f}'}
+    score = {'median MS':_span(s, 'ms'), 'of any two images':f'{s["floor"]:.3f}', 'best tenth from':_span(s, 'ms_q90'),
+             'beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'), 'undefined':f'{s["undefined"]:,}'}
+    source = {'images':f'{s["images"]:,}', 'layer':f'{s["model"]} {s["point"]}', 'judge':str(s['evaluator'])}
+    return {**kept, **counts, **score, **_optional_lines(s), **source}
 
-def _names(u): return 'undefined' if u['auroc'] is None else f'{u["auroc"]:.3f} ({u["lo"]:.3f} to {u["hi"]:.3f})'
-def _two(v): return 'undefined' if v is None else f'{v:.3f}'
-def _share(v): return 'undefined' if v is None else f'{v:.0%}'
+# %% ../../nbs/viz/40_card.ipynb #62bf8d1e
+def _score_figure(report):
+    "Score against support, by significance; None where no feature has a score."
+    f,ok = report.features,report.features.ms.notna()
+    sure = (f.q<=.05)&ok
+    groups = {k:f[v] for k,v in {'beyond luck':sure, 'not told from luck':ok&~sure}.items() if v.any()}
+    if not groups: return None
+    scores,supports = ({k:t[c].to_numpy() for k,t in groups.items()} for c in ('ms','support'))
+    ax = _small_axes()
+    score_vs_support(scores, supports, floor=report.summary['floor'], ax=ax)
+    return ('Score against the number of images. Rare features score high by luck more often; what is beyond luck is '
+            'told by shuffling, at a false discovery rate of 5 %.', png(ax))
 
-# %% ../../nbs/viz/40_card.ipynb #15fe58f1
+def _small_axes():
+    import matplotlib.pyplot as plt
+    return plt.subplots(figsize=(3.6,2.6))[1]
+
+# %% ../../nbs/viz/40_card.ipynb #0f1fa1df
+def _density_figure(report):
+    "How often features are active; None where none ever is."
+    h = density_histogram(report.features.density.to_list(), 5)
+    h = h[h.index>0]
+    if not len(h): return None
+    ax = _small_axes()
+    ax.bar(h.index, h, width=h.index*.5, align='edge')
+    ax.set(xscale='log', xlabel='share of images on which a feature is on', ylabel='features')
+    return f'How often features are on; {report.summary["dead"]:,} are never.', png(ax)
+
+# %% ../../nbs/viz/40_card.ipynb #979eead4
+def _concept_figure(report):
+    "FMS of every concept; None where there are no labels."
+    t = report.tables.get('fms')
+    if t is None or not len(t): return None
+    v = t['star@1'].astype(float).sort_values(ascending=False).to_numpy()
+    ax = _small_axes()
+    ax.plot(np.arange(1, len(v)+1), v, 'o', ms=3)
+    ax.axhline(0, color='k', ls='--', lw=.8)
+    ax.set(xlabel='concepts, from best to worst', ylabel='FMS@1, chance taken out')
+    asked = 'Is there one feature for a concept? 1: one perfect feature and no other; 0: what shuffled labels give.'
+    return asked, png(ax)
+
+# %% ../../nbs/viz/40_card.ipynb #fc204950
 def card_figures(
     report:FeatureReport, # from `measure`
 )->list: # pairs of caption and PNG
-    "Score against support by significance; how often features are on; how concepts do."
-    import matplotlib.pyplot as plt
-    f,out = report.features,[]
-    ok = f.ms.notna()
-    if ok.any():
-        sure = (f.q<=.05)&ok
-        groups = {k:v for k,v in {'beyond luck':sure,'not told from luck':ok&~sure}.items() if v.any()}
-        ax = plt.subplots(figsize=(3.6,2.6))[1]
-        score_vs_support({k:f.ms[v].to_numpy() for k,v in groups.items()}, {k:f.support[v].to_numpy() for k,v in groups.items()}, floor=report.summary['floor'], ax=ax)
-        out.append(('Score against the number of images. Rare features score high by luck more often; what is beyond luck is told by shuffling, at a false discovery rate of 5 %.', png(ax)))
-    h = density_histogram(f.density.to_list(), 5); h = h[h.index>0]
-    if len(h):
-        fig,ax = plt.subplots(figsize=(3.6,2.6)); ax.bar(h.index, h, width=h.index*.5, align='edge'); ax.set(xscale='log', xlabel='share of images on which a feature is on', ylabel='features')
-        out.append((f'How often features are on; {report.summary["dead"]:,} are never.', png(fig)))
-    if (t := report.tables.get('fms')) is not None and len(t):
-        v = t['star@1'].astype(float).sort_values(ascending=False).to_numpy()
-        fig,ax = plt.subplots(figsize=(3.6,2.6)); ax.plot(np.arange(1,len(v)+1), v, 'o', ms=3); ax.axhline(0,color='k',ls='--',lw=.8); ax.set(xlabel='concepts, from best to worst', ylabel='FMS@1, chance taken out')
-        out.append(('Is there one feature for a concept? 1: one perfect feature and no other; 0: what shuffled labels give.', png(fig)))
-    return out
+    "Score against support by significance; how often features are active; how concepts do."
+    made = (draw(report) for draw in (_score_figure, _density_figure, _concept_figure))
+    return [figure for figure in made if figure is not None]
 
-# %% ../../nbs/viz/40_card.ipynb #f19b35b5
+# %% ../../nbs/viz/40_card.ipynb #4bb2afca
+def _chosen(features, sort_by, n_each, min_support):
+    "Features to show with photographs: of those with a score and enough images, the best, the middling and the worst."
+    enough = features[(features.support>=min_support)&features[sort_by].notna()]
+    ids = enough.sort_values(sort_by, ascending=False, kind='stable').index
+    middle = max(0, len(ids)//2-n_each//2)
+    return list(dict.fromkeys([*ids[:n_each], *ids[middle:middle+n_each], *ids[-n_each:]])) if len(ids) else []
+
+# %% ../../nbs/viz/40_card.ipynb #6c432fe8
 def report_card(
     report:FeatureReport,   # from `measure`
     path:str|Path,          # the HTML file
     image,                  # the measured images: item -> PIL image, such as an `Images`
     caption=None,           # item -> its text
-    title:str='Report card',
-    intro:str='',           # a paragraph of plain text under it
-    sort_by:str='ms',       # column
-    n_each:int=6,           # how many of the best, middling and worst features get photographs
-    min_support:int=5,      # features on for fewer images are not among them
+    min_support:int=5,      # features on for fewer images get no photographs
     notes:dict|None=None,   # feature -> note, such as the browser keeps
+    **options,              # fields of `PageOptions`: title, intro, sort_by, n_each …
 )->Path:
     "One self-contained HTML page of a report. Raises `BadInput` before anything is written."
-    get = image if callable(image) else image.__getitem__
-    if hasattr(image,'__len__') and len(image)!=report.summary['items']: raise BadInput(f'{len(image)} images, the report is of {report.summary["items"]}: give those that were measured')
-    if sort_by not in report.features: raise BadInput(f'the report has no column {sort_by!r} to sort by; it has {list(report.features)}')
-    f = report.features; can = f[(f.support>=min_support)&f[sort_by].notna()].sort_values(sort_by, ascending=False, kind='stable').index
-    mid = max(0, len(can)//2-n_each//2)
-    chosen = list(dict.fromkeys([*can[:n_each],*can[mid:mid+n_each],*can[-n_each:]])) if len(can) else []
-    if notes: f = f.assign(note=pd.Series({int(k):str(v) for k,v in notes.items()}, dtype=object).reindex(f.index).fillna(''))
-    return write_page(path, f.round(4), report.top_items, report.top_acts, get, caption, title=title, intro=intro, summary=card_lines(report), chosen=chosen, sort_by=sort_by, floor=report.summary['floor'], figures=card_figures(report))
+    f,sort_by = report.features,options.get('sort_by', PageOptions.sort_by)
+    image = image_getter(image, report.summary['items'])
+    if sort_by not in f: raise BadInput(f'the report has no column {sort_by!r} to sort by; it has {list(f)}')
+    if notes:
+        notes = pd.Series({int(k):str(v) for k,v in notes.items()}, dtype=object)
+        f = f.assign(note=notes.reindex(f.index).fillna(''))
+    chosen = _chosen(f, sort_by, options.get('n_each', PageOptions.n_each), min_support)
+    own = dict(title='Report card', summary=card_lines(report), floor=report.summary['floor'],
+               figures=card_figures(report), chosen=chosen)
+    return write_page(path, f.round(4), report.top_items, report.top_acts, image, caption, **own|options)

@@ -11,6 +11,7 @@ import io, re, zlib
 from typing import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
+from ..core.data import image_getter
 from ..core.files import BadInput
 
 # %% ../../nbs/viz/10_figures.ipynb #b29753bb
@@ -32,7 +33,7 @@ def _pyplot():
     "matplotlib's pyplot, or an error that names the extra it comes with."
     try: import matplotlib.pyplot as plt
     except ImportError as e:
-        raise ImportError("Figures need matplotlib, which is in an extra: pip install 'sae_notebooks[notebooks]'") from e
+        raise ImportError("Figures need matplotlib, an extra: pip install 'sae_notebooks[notebooks]'") from e
     return plt
 
 # %% ../../nbs/viz/10_figures.ipynb #6c06d183
@@ -42,24 +43,30 @@ def _axes(ax, width, height):
     ax.spines[['top', 'right']].set_visible(False)
     return ax
 
+# %% ../../nbs/viz/10_figures.ipynb #641e3663
 def _vectors(what, arrays):
     "`arrays` as float vectors by name, or an error naming the one that is not a vector."
+    kind = type(arrays).__name__
     if not isinstance(arrays, Mapping) or not arrays:
-        raise BadInput(f"{what} must be a dict of name -> 1-D array with at least one entry, got {type(arrays).__name__}")
+        raise BadInput(f"{what} must be a dict of name -> 1-D array with at least one entry, got {kind}")
     out = {name: np.asarray(a, dtype=float) for name, a in arrays.items()}
     for name, a in out.items():
         if a.ndim!=1: raise BadInput(f"{what}[{name!r}] must have one value a feature, got shape {a.shape}")
     return out
 
-# %% ../../nbs/viz/10_figures.ipynb #d9d113f4
+# %% ../../nbs/viz/10_figures.ipynb #591f76f6
 def _need(table, what, *columns):
     "An error if `table` lacks any of `columns`."
     if miss:=[c for c in columns if c not in table]:
         raise BadInput(f"{what} lacks the columns {miss}; it has {list(table)} and needs {list(columns)}")
 
+# %% ../../nbs/viz/10_figures.ipynb #e7c6b08e
 def _log_axis(ax, base=10):
-    "A logarithmic x axis labelled with plain numbers."
-    ax.set_xscale('log', base=base); ax.xaxis.set_major_formatter(lambda v, _: f'{v:,g}'); ax.xaxis.set_minor_formatter(lambda v, _: f'{v:,g}' if base==10 and f'{v:e}'[0] in '25' else '')
+    "A logarithmic x axis labelled with plain numbers: powers of the base, and of ten also their double and fivefold."
+    def between(v, _): return f'{v:,g}' if base==10 and f'{v:e}'[0] in '25' else ''
+    ax.set_xscale('log', base=base)
+    ax.xaxis.set_major_formatter(lambda v, _: f'{v:,g}')
+    ax.xaxis.set_minor_formatter(between)
 
 # %% ../../nbs/viz/10_figures.ipynb #c9346843
 def _render(ax, **kw):
@@ -68,6 +75,7 @@ def _render(ax, **kw):
     _pyplot().close(fig)
     return buf.getvalue()
 
+# %% ../../nbs/viz/10_figures.ipynb #9e7daa8f
 def png(
     ax,          # axes or a figure
     dpi:int=100, # pixels an inch
@@ -75,6 +83,7 @@ def png(
     "Render the figure of `ax` to PNG bytes and close it, so that a notebook does not show it a second time."
     return _render(ax, dpi=dpi, format='png', metadata={'Software': None})
 
+# %% ../../nbs/viz/10_figures.ipynb #38d97113
 def as_photo(
     ax,             # axes or a figure full of photographs
     dpi:int=80,     # pixels an inch
@@ -109,13 +118,13 @@ def _strip(ax, y, name, s, interval):
 
 # %% ../../nbs/viz/10_figures.ipynb #457dfb48
 def score_strips(
-    scores:Mapping[str, np.ndarray],               # by source, one score a feature; NaN where undefined, (n_features,)
-    floor:float|None=None,                         # what the data gives any feature: a line
-    intervals:Mapping[str, tuple[float,float]]|None=None, # by source, (lo, hi) for its median
-    xlabel:str='monosemanticity score',            # what the scores are
-    ax=None,                                       # matplotlib axes, made if not given
-):                                                 # the axes
-    "Every feature's score by source, with the median (circle), its interval (the ticks beside it) and the dataset's floor (dashed)."
+    scores:Mapping[str, np.ndarray],      # by source, one score a feature; NaN where undefined, (n_features,)
+    floor:float|None=None,                # what the data gives any feature: a line
+    intervals:Mapping[str, tuple]|None=None, # by source, (lo, hi) for its median
+    xlabel:str='monosemanticity score',   # what the scores are
+    ax=None,                              # matplotlib axes, made if not given
+):                                        # the axes
+    "Every feature's score by source, with median (circle), its interval (the ticks) and the dataset's floor (dashed)."
     scores,intervals = _vectors('scores', scores),intervals or {}
     if extra:=set(intervals)-set(scores): raise BadInput(f"intervals has {sorted(extra)}, which scores has not")
     ax = _axes(ax, 5.2, .5+.55*len(scores))
@@ -130,7 +139,9 @@ def score_strips(
 def _floor(line, ax, floor):
     "The floor as a dashed line that names itself."
     line(floor, color='k', ls=(0, (4, 3)), lw=.9, zorder=1)
-    if line==ax.axvline: ax.text(floor, 1, 'dataset floor', fontsize=8, va='bottom', ha='center', transform=ax.get_xaxis_transform())
+    if line==ax.axvline:
+        above = dict(va='bottom', ha='center', transform=ax.get_xaxis_transform())
+        ax.text(floor, 1, 'dataset floor', fontsize=8, **above)
     else: ax.text(1.01, floor, 'dataset\nfloor', fontsize=8, va='center', transform=ax.get_yaxis_transform())
 
 # %% ../../nbs/viz/10_figures.ipynb #f51b5223
@@ -149,6 +160,17 @@ def _cloud(ax, name, s, n):
                label=f'{name}, n = {ok.sum():,}{lost}', zorder=3)
 
 # %% ../../nbs/viz/10_figures.ipynb #e405736e
+def _pairs(scores, supports):
+    "Both as vectors, or an error where a feature has one and not the other."
+    scores,supports = _vectors('scores', scores),_vectors('supports', supports)
+    if set(scores)!=set(supports):
+        raise BadInput(f"scores has {sorted(scores)} and supports has {sorted(supports)}; give both for each source")
+    for name, s in scores.items():
+        n = len(supports[name])
+        if len(s)!=n: raise BadInput(f"{name!r} has {len(s)} scores and {n} supports; each feature needs both")
+    return scores,supports
+
+# %% ../../nbs/viz/10_figures.ipynb #7820bfd5
 def score_vs_support(
     scores:Mapping[str, np.ndarray],   # by source, one score a feature, (n_features,)
     supports:Mapping[str, np.ndarray], # by source, on how many images each feature fires, (n_features,)
@@ -158,11 +180,7 @@ def score_vs_support(
     ax=None,                           # matplotlib axes, made if not given
 ):                                     # the axes
     "Score against the number of images a feature fires on, over the band that chance alone would fill."
-    scores,supports = _vectors('scores', scores),_vectors('supports', supports)
-    if set(scores)!=set(supports):
-        raise BadInput(f"scores has {sorted(scores)} and supports has {sorted(supports)}; give both for each source")
-    for name, s in scores.items():
-        if len(s)!=len(n:=supports[name]): raise BadInput(f"{name!r} has {len(s)} scores and {len(n)} supports; each feature needs both")
+    scores,supports = _pairs(scores, supports)
     if null is not None: _need(null, 'null', 'support', 'q05', 'q50', 'q95')
     ax = _axes(ax, 5.2, 3.4)
     if null is not None: _null_band(ax, null)
@@ -226,8 +244,10 @@ def check_top(
     "Both as arrays of one shape with a row for each of the `n` features, or an error that gives the shapes."
     items,acts = np.asarray(top_items),np.asarray(top_acts, dtype=float)
     if items.ndim!=2 or items.shape!=acts.shape or len(items)!=n:
-        raise BadInput(f"top_items {items.shape} and top_acts {acts.shape} must both be ({n}, m): a row for each of {n} features")
-    if items.dtype.kind not in 'iu': raise BadInput(f"top_items must hold item numbers (-1 where there is none), got {items.dtype}")
+        raise BadInput(f"top_items {items.shape} and top_acts {acts.shape} must both be ({n}, m): "
+                       f"a row for each of {n} features")
+    if items.dtype.kind not in 'iu':
+        raise BadInput(f"top_items must hold item numbers (-1 where there is none), got {items.dtype}")
     return items,acts
 
 # %% ../../nbs/viz/10_figures.ipynb #1e353861
@@ -240,27 +260,34 @@ def _canvas(image, items, thumb, gap, bar):
         if item>=0: canvas.paste(thumbnail(image, item, thumb), (int(left[c]), int(top[r])))
     return canvas,left,top
 
-# %% ../../nbs/viz/10_figures.ipynb #6256b09e
+# %% ../../nbs/viz/10_figures.ipynb #11de7012
+def _bar_widths(acts, real, full):
+    "How long the bars under one feature's thumbnails are; `full` pixels for the strongest."
+    peak = np.nanmax(acts, initial=0, where=real)
+    return full*np.clip(acts[real]/peak, 0, 1) if peak>0 else np.zeros(real.sum())
+
+# %% ../../nbs/viz/10_figures.ipynb #d061e176
 def gallery(
-    image:Callable,        # item -> PIL image
+    image,                 # item -> PIL image, such as an `Images`
     top_items:np.ndarray,  # items that activate each feature most, -1 where there are fewer, (n_features, m)
     top_acts:np.ndarray,   # their activations, (n_features, m)
     titles:Sequence[str],  # one a feature; a line break is kept
     thumb:int=72,          # side of a thumbnail, pixels
     bar:int=4,             # height of an activation bar, pixels
 ):                         # matplotlib figure
-    "A row a feature: its title, its strongest photographs, and under each a bar for the activation, the longest the feature's maximum."
+    "A row a feature: its title, its strongest photographs, and bars for their activations beside its maximum."
     plt,titles = _pyplot(),list(titles)
     items,acts = check_top(top_items, top_acts, len(titles))
     if not items.size: raise BadInput(f"top_items has shape {items.shape}: there is no photograph to show")
-    canvas,left,top = _canvas(image, items, thumb, 4, bar)
+    canvas,left,top = _canvas(image_getter(image), items, thumb, 4, bar)
     fig = plt.figure(figsize=(canvas.width/100, canvas.height/100), dpi=100)
-    ax = fig.add_axes((0, 0, 1, 1)); ax.imshow(canvas, interpolation='none'); ax.axis('off')
-    for r, title in enumerate(titles):
-        ax.text(-8, top[r]+thumb/2, title, ha='right', va='center', fontsize=8, parse_math=False)
-        on,peak = items[r]>=0,np.nanmax(acts[r], initial=0, where=items[r]>=0)
-        width = thumb*np.clip(acts[r][on]/peak, 0, 1) if peak>0 else 0
-        ax.barh(np.full(on.sum(), top[r]+thumb+bar/2), width, bar, left[on], color=colour('topk'))
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.imshow(canvas, interpolation='none')
+    ax.axis('off')
+    for y, title, own, a in zip(top, titles, items, acts):
+        ax.text(-8, y+thumb/2, title, ha='right', va='center', fontsize=8, parse_math=False)
+        real = own>=0
+        ax.barh(np.full(real.sum(), y+thumb+bar/2), _bar_widths(a, real, thumb), bar, left[real], color=colour('topk'))
     return fig
 
 # %% ../../nbs/viz/10_figures.ipynb #18f04c9f
@@ -272,7 +299,8 @@ def activation_profile(
     "A feature's activations from the strongest down, on a log axis of rank so that the top is not squeezed."
     acts = _vectors('acts', dict(acts=acts))['acts']
     on = -np.sort(-acts[acts>0])
-    if not len(on): raise BadInput(f"this feature fires on none of the {len(acts):,} images, so there is no profile to draw")
+    if not len(on):
+        raise BadInput(f"this feature fires on none of the {len(acts):,} images, so there is no profile to draw")
     ax = _axes(ax, 3.8, 2.4)
     ax.stairs(on, np.arange(1, len(on)+2), fill=True, color=colour(name), alpha=.25)
     ax.stairs(on, np.arange(1, len(on)+2), color=colour(name), baseline=None)
