@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.codes import Codes
 from ..core.files import BadInput
 from .base import SAE, register
-from .topk import above
+from .topk import above_threshold
 
 # %% ../../nbs/saes/40_jumprelu.ipynb #553f5ed1
 class _Jump(torch.autograd.Function):
@@ -73,7 +73,7 @@ class JumpReLUSAE(SAE):
         self.threshold = nn.Parameter(torch.full((d_sae,), float(self.cfg['threshold'])))
 
     def activate(self, pre_acts): return jump(pre_acts.relu(), self.threshold.expand_as(pre_acts), self.cfg['band'])
-    def infer(self, pre_acts): return above(pre_acts, self.threshold.detach().clamp_min(0))
+    def infer(self, pre_acts): return above_threshold(pre_acts, self.threshold.detach().clamp_min(0))
     def select(self, pre_acts): return (pre_acts>(self.threshold-self.cfg['band']/2).clamp_min(0)).flatten().nonzero().squeeze(1)
     def value(self, pre, codes): return jump(pre, self.threshold[codes.idx], self.cfg['band'])
 

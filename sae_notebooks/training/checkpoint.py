@@ -22,7 +22,8 @@ def save_state(
 ):
     "Tensors and settings in one safetensors file, atomically."
     from safetensors.torch import save_file
-    with atomic(path) as tmp: save_file({k:v.detach().cpu().contiguous() for k,v in tensors.items()}, tmp, metadata=dict(meta=json.dumps(meta)))
+    tensors = {k:v.detach().cpu().contiguous() for k,v in tensors.items()}
+    with atomic(path) as tmp: save_file(tensors, tmp, metadata=dict(meta=json.dumps(meta)))
 
 # %% ../../nbs/training/10_checkpoint.ipynb #c4afbc9b
 def load_state(
@@ -32,7 +33,8 @@ def load_state(
     from safetensors import safe_open
     if not Path(path).is_file(): raise NotFound(f'no checkpoint {path}')
     try:
-        with safe_open(path, 'pt') as f: return {k:f.get_tensor(k) for k in f.keys()},json.loads(f.metadata()['meta'])
+        with safe_open(path, 'pt') as f:
+            return {k:f.get_tensor(k) for k in f.keys()},json.loads(f.metadata()['meta'])
     except Exception as e: raise BadInput(f'checkpoint {path} is damaged ({e}): remove it to start again') from e
 
 # %% ../../nbs/training/10_checkpoint.ipynb #ddb0f586
@@ -43,7 +45,7 @@ def optim_tensors(
     "The optimiser's state under the names of the parameters."
     return {f'optim.{n}.{k}':torch.as_tensor(v) for n,p in model.named_parameters() for k,v in opt.state[p].items()}
 
-# %% ../../nbs/training/10_checkpoint.ipynb #0b0249e6
+# %% ../../nbs/training/10_checkpoint.ipynb #253bd344
 def restore_optim(
     model:nn.Module,           # whose parameters are optimised
     opt:torch.optim.Optimizer, # fresh, for the same parameters
@@ -52,4 +54,5 @@ def restore_optim(
     "Put back what `optim_tensors` gave."
     for n,p in model.named_parameters():
         pre = f'optim.{n}.'
-        opt.state[p] = {k.removeprefix(pre):(v.clone() if k.endswith('.step') else v.to(p.device).clone()) for k,v in tensors.items() if k.startswith(pre)}
+        own = {k.removeprefix(pre):v.clone() for k,v in tensors.items() if k.startswith(pre)}
+        opt.state[p] = {k:v if k=='step' else v.to(p.device) for k,v in own.items()}

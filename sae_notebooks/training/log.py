@@ -6,11 +6,11 @@
 __all__ = ['JsonLines', 'LivePlot', 'TensorBoard', 'Wandb']
 
 # %% ../../nbs/training/15_log.ipynb #90a98de0
-import json
 import math
+import time
 from pathlib import Path
 
-from ..core.files import BadInput
+from ..core.files import BadInput, append_line, make_folder
 
 # %% ../../nbs/training/15_log.ipynb #39b457e2
 class JsonLines:
@@ -19,12 +19,12 @@ class JsonLines:
         path:str|Path,  # the file
         history:list=(),# rows that it starts with: what a resumed run had done
     ):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(''.join(map(self._line, history)))
-    def _line(self, row): return json.dumps({k:v if not isinstance(v,float) or math.isfinite(v) else None for k,v in row.items()})+'\n'
+        self.path = make_folder(Path(path).parent)/Path(path).name
+        self.path.write_text('')
+        for row in history: self(row)
     def __call__(self, row:dict):
-        with self.path.open('a') as f: f.write(self._line(row))
+        lost = {k:None for k,v in row.items() if isinstance(v,float) and not math.isfinite(v)}
+        append_line(self.path, {**row,**lost}, sync=False)
 
 # %% ../../nbs/training/15_log.ipynb #4d745e2e
 class LivePlot:
@@ -41,18 +41,17 @@ class LivePlot:
         fig,axs = plt.subplots(1, len(self.keys), figsize=(2.4*len(self.keys),1.9), squeeze=False)
         for ax,k in zip(axs[0], self.keys):
             for name,style in ((k,'-'),(f'held_{k}','o--')):
-                pts = [(r['step'],r[name]) for r in self.rows if r.get(name) is not None]
-                if pts: ax.plot(*zip(*pts), style, ms=3, lw=1, label='held out' if name!=k else 'training')
+                points = [(r['step'],r[name]) for r in self.rows if r.get(name) is not None]
+                if points: ax.plot(*zip(*points), style, ms=3, lw=1)
             ax.set(xlabel='step', title=k)
         fig.tight_layout()
         return fig
 
     def __call__(self, row:dict):
-        import time
         self.rows.append(row)
         if time.monotonic()-self._last<self.every: return
-        from IPython.display import display
         import matplotlib.pyplot as plt
+        from IPython.display import display
         self._last,fig = time.monotonic(),self.figure()
         if self._handle is None: self._handle = display(fig, display_id=True)
         else: self._handle.update(fig)
@@ -65,20 +64,21 @@ class TensorBoard:
         path:str|Path, # its log folder
     ):
         try: from torch.utils.tensorboard import SummaryWriter
-        except ImportError as e: raise BadInput('TensorBoard logging needs the package tensorboard: pip install tensorboard') from e
+        except ImportError as e: raise BadInput('TensorBoard logging needs its package: pip install tensorboard') from e
         self.writer = SummaryWriter(str(path))
     def __call__(self, row:dict):
-        for k,v in row.items():
-            if k!='step' and v is not None: self.writer.add_scalar(k, v, row['step'])
+        for k,v in _numbers(row).items(): self.writer.add_scalar(k, v, row['step'])
         self.writer.flush()
 
-# %% ../../nbs/training/15_log.ipynb #4a58c72e
+def _numbers(row): return {k:v for k,v in row.items() if k!='step' and v is not None}
+
+# %% ../../nbs/training/15_log.ipynb #75517bba
 class Wandb:
     "Rows for Weights & Biases; needs the package `wandb` and its login."
     def __init__(self,
         **kw, # for wandb.init: project, name, config …
     ):
         try: import wandb
-        except ImportError as e: raise BadInput('logging to Weights & Biases needs its package: pip install wandb') from e
+        except ImportError as e: raise BadInput('Weights & Biases logging needs its package: pip install wandb') from e
         self.run = wandb.init(**kw)
-    def __call__(self, row:dict): self.run.log({k:v for k,v in row.items() if k!='step' and v is not None}, step=row['step'])
+    def __call__(self, row:dict): self.run.log(_numbers(row), step=row['step'])
