@@ -8,8 +8,8 @@ _names = {
     'Codes':'core.codes', 'capture':'models.hooks', 'replace':'models.hooks', 'points':'models.hooks', 'plant':'core.synthetic',
     'SAE':'saes.base', 'make_sae':'saes.base', 'load_sae':'saes.base', 'save_sae':'saes.base', 'check':'saes.check', 'from_pretrained':'saes.interop', 'read_sae':'saes.interop', 'save_as':'saes.interop',
     'LossMetric':'geometry.inner_product', 'power_metric':'geometry.inner_product', 'dimension_weights':'geometry.inner_product', 'mcc':'geometry.recovery',
-    'train':'training.loop', 'TrainConfig':'training.loop', 'train_many':'training.stack', 'evaluate':'training.loop', 'LivePlot':'training.log',
-    'MonosemanticityScore':'metrics.monosemanticity', 'Reconstruction':'metrics.reconstruction', 'FeatureReport':'metrics.report', 'measure':'metrics.report', 'compare':'metrics.report', 'fms':'metrics.fms', 'fms_many':'metrics.fms',
+    'train':'training.loop', 'TrainConfig':'training.loop', 'train_many':'training.sweep', 'evaluate':'training.loop', 'LivePlot':'training.log',
+    'MonosemanticityScore':'metrics.monosemanticity', 'Reconstruction':'metrics.reconstruction', 'FeatureReport':'metrics.report', 'measure':'metrics.measure', 'MeasureConfig':'metrics.measure', 'compare':'metrics.report', 'fms':'metrics.fms', 'fms_many':'metrics.fms',
     'name':'naming.name', 'name_by_words':'naming.vocabulary', 'embed_words':'naming.vocabulary', 'ServerModel':'naming.language_model', 'LocalModel':'naming.language_model', 'score_names':'naming.score', 'browse':'viz.browser', 'FeatureBrowser':'viz.browser',
     'load_report':'metrics.report', 'write_page':'viz.page', 'report_card':'viz.card',
 }

@@ -103,7 +103,7 @@ def measure(
     "Score every feature: MS with intervals and null, labels, FMS, overlap, top images."
     from sae_notebooks.acts.store import ActStore
     from sae_notebooks.core.data import open_tree
-    from sae_notebooks.metrics.report import measure as run
+    from sae_notebooks.metrics.measure import measure as run
     from sae_notebooks.saes.interop import from_pretrained
     judges = {}
     for j in map(ActStore, [judge,*filter(None,also.split(','))]): judges[j.path.name if j.meta.get('model') in (None,*judges) else j.meta['model']] = j

@@ -24,7 +24,8 @@ def top_images(
 )->Codes:                 # (n, d)
     "For each column its `support` largest entries, as sparse codes."
     if len(support)!=acts.shape[1]: raise BadInput(f'{len(support)} supports for {acts.shape[1]} columns')
-    if support.max()>=len(acts): raise BadInput(f'a support of {support.max()} needs more than {len(acts)} images')
+    most,n = support.max(),len(acts)
+    if most>=n: raise BadInput(f'a support of {most} needs more than {n} images')
     cut = acts.sort(0, descending=True).values.gather(0, support[None].long())[0]
     return dense_to_codes(torch.where(acts>cut, acts-cut if heights else acts, 0.))
 
@@ -59,6 +60,20 @@ def random_directions(
     return (x-mean)@F.normalize(torch.randn(x.shape[1], d, generator=seeded('random directions',seed)), dim=0).to(x)
 
 # %% ../../nbs/metrics/30_baselines.ipynb #c50f3e1f
+def _ica(t, n, seed):
+    "Independent components by kurtosis: it finds one-sided sparse sources that `logcosh`, the way out, misses."
+    import warnings
+    from sklearn.decomposition import FastICA
+    n = max(1, min(n, t.shape[1], len(t)//10)) # fewer rows than that, and the fourth powers diverge
+    for fun in ('cube','logcosh'):
+        fit = FastICA(n, random_state=seed, whiten='unit-variance', fun=fun, max_iter=200, tol=1e-3)
+        with warnings.catch_warnings(), np.errstate(all='ignore'):
+            warnings.simplefilter('ignore')
+            try: return fit.fit(t)
+            except ValueError: pass
+    raise BadInput(f'independent components of {len(t)} rows diverge: use fewer than {n}, or more rows')
+
+# %% ../../nbs/metrics/30_baselines.ipynb #ee3e2b38
 def components(
     train:Tensor, # activations to find them on, (n_train, d_in)
     x:Tensor,     # activations to project, (n, d_in)
@@ -66,19 +81,10 @@ def components(
     n:int,        # at most so many
     seed:int=0,
 )->Tensor:        # both signs of each, (n, 2*components)
-    "Principal or independent components, by scikit-learn; independent ones by kurtosis, which finds one-sided sparse sources that `logcosh` misses."
-    import warnings
-    from sklearn.decomposition import PCA, FastICA
+    "Principal or independent components, by scikit-learn. Raises `BadInput` where the latter diverge."
+    from sklearn.decomposition import PCA
     t = train.float().cpu().numpy()
-    if how=='pca': fit = PCA(min(n, *t.shape), random_state=seed).fit(t)
-    else:
-        n = max(1, min(n, t.shape[1], len(t)//10)) # fewer rows than that, and the fourth powers diverge
-        for fun in ('cube','logcosh'):
-            with warnings.catch_warnings(), np.errstate(all='ignore'):
-                warnings.simplefilter('ignore')
-                try: fit = FastICA(n, random_state=seed, whiten='unit-variance', fun=fun, max_iter=200, tol=1e-3).fit(t); break
-                except ValueError: pass
-        else: raise BadInput(f'independent components of {len(t)} rows diverge: use fewer than {n}, or more rows')
+    fit = PCA(min(n, *t.shape), random_state=seed).fit(t) if how=='pca' else _ica(t, n, seed)
     z = torch.from_numpy(fit.transform(x.float().cpu().numpy())).float()
     return torch.cat([z,-z], 1)
 
@@ -91,11 +97,13 @@ def matched_baselines(
     min_support:int=2,# features on for fewer images are left out
     seed:int=0,       # of directions, untrained weights and the draw of supports
     train:Tensor|None=None, # activations to find principal and independent components on, (n_train, d_in)
-    n_components:int=128,   # how many independent components; principal ones are all that there are, up to four times as many
+    n_components:int=128,   # how many independent components; four times as many principal ones
 )->dict:              # 'raw', 'random', 'untrained', and with `train` also 'pca', 'ica' -> Codes
     "What neurons, random directions, an untrained SAE and components show at the density of the SAE's features."
     fresh = make_sae('batchtopk', d_in=x.shape[1], d_sae=len(support), seed=seed+1, k=1)
     fresh.b_dec.copy_(mean)
-    pool = dict(raw=raw_neurons(x, mean), random=random_directions(x, mean, len(support), seed), untrained=fresh.pre_acts(x))
-    if train is not None: pool.update({how:components(train, x, how, n_components*(4 if how=='pca' else 1), seed) for how in ('pca','ica')})
+    pool = dict(raw=raw_neurons(x, mean), random=random_directions(x, mean, len(support), seed))
+    pool['untrained'] = fresh.pre_acts(x)
+    for how,n in dict(pca=4*n_components, ica=n_components).items() if train is not None else ():
+        pool[how] = components(train, x, how, n, seed)
     return {nm:top_images(a, matched_support(support, a.shape[1], min_support, seed)) for nm,a in pool.items()}

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.codes import Codes, dense_to_codes
 from ..core.files import BadInput
 from .base import Metric
+from ..saes.base import fve
 
 # %% ../../nbs/metrics/10_reconstruction.ipynb #1479517c
 class Reconstruction(Metric):
@@ -24,8 +25,8 @@ class Reconstruction(Metric):
         d_sae:int, # number of features
     ):
         super().__init__()
-        zero = lambda *s: torch.zeros(s, dtype=torch.float64)
-        for name,init in dict(n=zero(), sum_x=zero(d_in), sq_x=zero(), sq_err=zero(), cos=zero(), fired=zero(d_sae)).items(): self.add_state(name, init, 'sum')
+        shapes = dict(n=(), sum_x=(d_in,), sq_x=(), sq_err=(), cos=(), fired=(d_sae,))
+        for name,shape in shapes.items(): self.add_state(name, torch.zeros(shape, dtype=torch.float64), 'sum')
 
     def update(self,
         x:Tensor,      # activations, (n, d_in)
@@ -34,25 +35,33 @@ class Reconstruction(Metric):
     ):
         "Add one batch."
         codes = codes if isinstance(codes, Codes) else dense_to_codes(codes)
-        if not len(x)==len(recons)==len(codes): raise BadInput(f'{len(x)} rows, {len(recons)} reconstructions and {len(codes)} codes do not belong together')
+        many = len(x),len(recons),len(codes)
+        if len({*many})>1: raise BadInput('%s rows, %s reconstructions and %s codes do not belong together'%many)
         x,r = x.double(),recons.double()
-        self.n += len(x); self.sum_x += x.sum(0); self.sq_x += x.square().sum(); self.sq_err += (x-r).square().sum()
+        self.n += len(x)
+        self.sum_x += x.sum(0)
+        self.sq_x += x.square().sum()
+        self.sq_err += (x-r).square().sum()
         self.cos += torch.cosine_similarity(x, r, dim=1).sum()
         self.fired += torch.bincount(codes.idx, minlength=codes.d_sae)
 
-    def compute(self)->dict: # fve, cosine, l0; dead, dense: how many features are never on, on for more than a tenth; density: (d_sae,)
-        var = self.sq_x-self.sum_x.square().sum()/self.n
+    def sq_dev(self)->Tensor: # squared distance of the rows from their mean, summed, ()
+        return self.sq_x-self.sum_x.square().sum()/self.n
+
+    def compute(self)->dict:
+        "fve, cosine, l0; how many features are never on (dead) or for over a tenth (dense); density of each, (d_sae,)."
         density = self.fired/self.n
-        return dict(fve=(1-self.sq_err/var).item(), cosine=(self.cos/self.n).item(), l0=density.sum().item(),
-                    dead=(self.fired==0).sum().item(), dense=(density>.1).sum().item(), density=density)
+        return dict(fve=fve(self.sq_err, self.sq_dev()).item(), cosine=(self.cos/self.n).item(),
+                    l0=density.sum().item(), dead=(self.fired==0).sum().item(), dense=(density>.1).sum().item(), density=density)
 
 # %% ../../nbs/metrics/10_reconstruction.ipynb #28b1bf47
 def density_histogram(
-    density,        # share of rows on which each feature is on: tensor or list, (d_sae,)
-    per_decade:int=2,# bins in a power of ten
-)->pd.Series:       # number of features, by the lower end of the bin; 0 for dead ones
+    density,          # share of rows on which each feature is on: tensor or list, (d_sae,)
+    per_decade:int=2, # bins in a power of ten
+)->pd.Series:         # number of features, by the lower end of the bin; 0 for dead ones
     "Features by how often they are on."
     d = torch.as_tensor(density).double().cpu()
     step = (d[d>0].log10()*per_decade).floor().clamp_max(-1).int()
     at,many = step.unique(return_counts=True)
-    return pd.Series([int((d==0).sum()),*many.tolist()], index=[0.,*(10**(at/per_decade)).tolist()], name='features').rename_axis('density from')
+    bins = [0.,*(10**(at/per_decade)).tolist()]
+    return pd.Series([int((d==0).sum()),*many.tolist()], bins, name='features').rename_axis('density from')

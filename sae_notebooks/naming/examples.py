@@ -18,7 +18,8 @@ from ..acts.store import ActStore
 from ..core.codes import Codes, transpose
 from ..core.files import BadInput
 from ..core.seeds import seeded
-from ..metrics.report import FeatureReport, one_row_each
+from ..metrics.report import FeatureReport
+from ..metrics.measure import one_row_each
 
 # %% ../../nbs/naming/10_examples.ipynb #e9d6f77a
 def split_parts(
