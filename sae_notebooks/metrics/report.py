@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['top_examples', 'FeatureReport', 'named', 'load_report', 'one_row_each', 'encode_rows', 'score_features',
-           'label_report', 'rank_agreement', 'measure', 'compare', 'compare_sources', 'verdicts']
+           'label_report', 'rank_agreement', 'measure']
 
 # %% ../../nbs/metrics/80_report.ipynb #2a60a34c
 import hashlib
@@ -345,56 +345,3 @@ def _finite(d):
     if isinstance(d, dict): return {k:_finite(v) for k,v in d.items()}
     if isinstance(d, (np.floating,float)): return float(d) if np.isfinite(d) else None
     return d.item() if isinstance(d, np.generic) else d
-
-# %% ../../nbs/metrics/80_report.ipynb #0e2e1fa0
-def compare(
-    a:FeatureReport, # measured
-    b:FeatureReport, # measured on the same images, with the same draws and seed
-)->pd.DataFrame:     # one row a number: a, b, difference (a-b), lo, hi, p
-    "Paired comparison of two reports. Raises `BadInput` when they are not of the same images."
-    if a.summary['images_hash']!=b.summary['images_hash']: raise BadInput('the reports are of different images: measure both SAEs on the same store')
-    if any(a.summary['settings'][k]!=b.summary['settings'][k] for k in ('draws','seed')): raise BadInput('the reports were resampled in different ways: measure both with the same draws and seed')
-    if a.summary['evaluator']!=b.summary['evaluator']: raise BadInput(f'the judges differ: {a.summary["evaluator"]} and {b.summary["evaluator"]}')
-    rows = {}
-    for k in sorted(set(a.draws)&set(b.draws)):
-        va,vb,d = a.summary[k],b.summary[k],a.draws[k]-b.draws[k]
-        if va is None or vb is None or not np.isfinite(d).any(): continue
-        d = d[np.isfinite(d)]; n = len(d); half = 1.96*d.std()
-        rows[k] = dict(a=va, b=vb, difference=va-vb, lo=va-vb-half, hi=va-vb+half, p=min(1.,2*(1+min((d<=0).sum(),(d>=0).sum()))/(n+1)))
-    return pd.DataFrame(rows).T.rename_axis('number')
-
-# %% ../../nbs/metrics/80_report.ipynb #6c5d88da
-def compare_sources(
-    sources:dict,      # name -> features of the same images: Codes or dense (n, d)
-    emb:Tensor,        # evaluation embeddings, (n, d_emb)
-    labels=None,       # class of each image, (n,)
-    min_support:int=2, # features on for fewer images are left out
-    draws:int=200,     # bootstrap resamples
-)->tuple[pd.DataFrame,dict]: # one row a source; name -> one row a feature
-    "Median MS and class purity of several sources of features, with 95 % intervals over images."
-    judges,rows,tables = dict(ms=emb),{},{}
-    if labels is not None: judges['purity'] = F.one_hot(torch.tensor(np.unique(np.asarray(labels,dtype=str), return_inverse=True)[1])).double()
-    for nm,codes in sources.items():
-        df,extra = score_features(codes, emb, labels)
-        ok = torch.tensor((df.support>=min_support).to_numpy())
-        if not ok.any(): raise BadInput(f'no feature of {nm!r} is on for {min_support} images or more')
-        tables[nm] = df[ok.numpy()]
-        rows[nm] = dict(features=len(tables[nm]), support=tables[nm].support.median())
-        for j,e in judges.items():
-            mid,half = tables[nm][j].median(),1.96*bootstrap(codes, e, lambda s: torch.nanmedian(s[ok]), draws).std()
-            rows[nm].update({j:mid, f'{j}_lo':mid-half, f'{j}_hi':mid+half})
-        rows[nm]['lift'] = (rows[nm]['ms']-extra['floor'])/(1-extra['floor'])
-    table = pd.DataFrame(rows).T.rename_axis('source')
-    table.attrs.update(extra)
-    return table,tables
-
-# %% ../../nbs/metrics/80_report.ipynb #6c8a4294
-def verdicts(
-    table:pd.DataFrame,           # from compare_sources
-    ours:str,                     # the row to compare with all others
-    scores:tuple=('ms','purity'), # columns
-)->pd.DataFrame:                  # one row for each other source: higher, lower or not told apart
-    "Is our median higher, by intervals that do not overlap?"
-    def say(a, b, j): return 'higher' if a[f'{j}_lo']>b[f'{j}_hi'] else 'lower' if a[f'{j}_hi']<b[f'{j}_lo'] else 'not told apart'
-    a = table.loc[ours]
-    return pd.DataFrame({nm:{j:say(a,b,j) for j in scores} for nm,b in table.drop(ours).iterrows()}).T.rename_axis(f'{ours} compared with')
