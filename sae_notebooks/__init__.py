@@ -9,7 +9,7 @@ _names = {
     'SAE':'saes.base', 'make_sae':'saes.base', 'load_sae':'saes.base', 'save_sae':'saes.base', 'check':'saes.check', 'from_pretrained':'saes.interop', 'read_sae':'saes.interop', 'save_as':'saes.interop',
     'LossMetric':'geometry.inner_product', 'power_metric':'geometry.inner_product', 'dimension_weights':'geometry.inner_product', 'mcc':'geometry.recovery',
     'train':'training.loop', 'TrainConfig':'training.loop', 'train_many':'training.sweep', 'evaluate':'training.loop', 'LivePlot':'training.log',
-    'MonosemanticityScore':'metrics.monosemanticity', 'Reconstruction':'metrics.reconstruction', 'FeatureReport':'metrics.report', 'measure':'metrics.measure', 'MeasureConfig':'metrics.measure', 'compare':'metrics.report', 'fms':'metrics.fms', 'fms_many':'metrics.fms',
+    'MonosemanticityScore':'metrics.monosemanticity', 'Reconstruction':'metrics.reconstruction', 'FeatureReport':'metrics.report', 'measure':'metrics.report', 'compare':'metrics.paired', 'fms':'metrics.fms', 'fms_many':'metrics.fms',
     'name':'naming.name', 'name_by_words':'naming.vocabulary', 'embed_words':'naming.vocabulary', 'ServerModel':'naming.language_model', 'LocalModel':'naming.language_model', 'score_names':'naming.score', 'browse':'viz.browser', 'FeatureBrowser':'viz.browser',
     'load_report':'metrics.report', 'write_page':'viz.page', 'report_card':'viz.card',
 }
