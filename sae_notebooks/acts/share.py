@@ -8,7 +8,9 @@ __all__ = ['push', 'fetch']
 # %% ../../nbs/acts/60_share.ipynb #9e861c74
 from pathlib import Path
 
-from .store import ActStore, find_damage, read_manifest
+from .damage import find_damage
+from .manifest import read_manifest
+from .store import ActStore
 from ..core.files import BadInput, NotFound, atomic, make_folder, progress_bar, sha256
 
 # %% ../../nbs/acts/60_share.ipynb #a2551cc9
