@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'write_items', 'read_items', 'read_journal', 'stats_table', 'finished_shards', 'whole_manifest',
-           'check_record', 'check_table', 'check_version', 'read_manifest', 'open_manifest']
+           'read_manifest', 'open_manifest']
 
 # %% ../../nbs/acts/25_manifest.ipynb #bf88ae1b
 from pathlib import Path
@@ -23,7 +23,8 @@ def write_items(
 ):
     "A table of items as CSV."
     quoting = 1 if len(items) and items.shape[1] else 0 # 1: everything in quotes
-    with atomic(path) as tmp: items.to_csv(tmp, index=False, lineterminator='\n', quoting=quoting, errors='backslashreplace')
+    with atomic(path) as tmp:
+        items.to_csv(tmp, index=False, lineterminator='\n', quoting=quoting, errors='backslashreplace')
 
 def read_items(
     path:str|Path, # a CSV file
@@ -89,21 +90,18 @@ def whole_manifest(
     "What `store.json` will say."
     sites = next(s['d_in'] for s in shards if s['rows'])
     new = [{k:v for k,v in s.items() if k not in ('shard','d_in')} for s in shards]
-    records,tables = ((old['shards'],old['items']) if old else ([],[]))
-    records,tables = records+new,tables+[table]
-    return dict(format=FORMAT, version=VERSION, dtype=meta['dtype'], sites=sites, n_rows=sum(s['rows'] for s in records), meta=meta,
-                stats=stats_table(path, sites, records), items=tables, made_by=made_by(), shards=records)
+    records = old['shards']+new if old else new
+    tables = old['items']+[table] if old else [table]
+    n_rows,stats = sum(s['rows'] for s in records),stats_table(path, sites, records)
+    return dict(format=FORMAT, version=VERSION, dtype=meta['dtype'], sites=sites, n_rows=n_rows, meta=meta,
+                stats=stats, items=tables, made_by=made_by(), shards=records)
 
 # %% ../../nbs/acts/25_manifest.ipynb #d20d6db4
 def _need(ok, path, what):
     if not ok: raise BadInput(f'{path}: {what}: it was damaged or is not ours')
 
-def check_record(
-    path:Path,   # of the manifest
-    i:int,       # number of the shard
-    record:dict, # what the manifest says of it
-):
-    "Raises `BadInput` when a field of a shard's record is missing, of another type, or leads out of the folder."
+def _check_record(path, i, record):
+    "Raises `BadInput` when a field of a shard's record is missing, of another type, or leads elsewhere."
     types = dict(file=str, rows=int, bytes=int, sha256=str, first=int, skipped=list, dropped=int)
     if record.get('file') is None and record.get('rows')==0: types.pop('file') # no row, no file
     for k,t in types.items(): _need(type(record.get(k)) is t, path, f'{k} of shard {i} is missing or no {t.__name__}')
@@ -112,25 +110,33 @@ def check_record(
     _need(pairs, path, f'skipped of shard {i} is no list of pairs')
     if 'file' in types: inside(path.parent, record['file'])
 
-def check_table(
-    path:Path,   # of the manifest
-    table:dict,  # what it says of a table of items
-):
+# %% ../../nbs/acts/25_manifest.ipynb #9a451bff
+def _check_table(path, table):
     "Raises `BadInput` when a field is missing, of another type, or leads out of the folder."
     ok = all(type(table.get(k)) is t for k,t in dict(file=str,rows=int,sha256=str).items())
     _need(ok and table['rows']>=0, path, 'a table of items has no file, rows or hash')
     inside(path.parent, table['file'])
 
-# %% ../../nbs/acts/25_manifest.ipynb #9a451bff
-def check_version(
-    path:Path, # of the manifest
-    version,   # what it says
-):
+# %% ../../nbs/acts/25_manifest.ipynb #b06ac371
+def _check_version(path, version):
     "Raises `BadInput` that says what to do with a manifest of another version."
     _need(type(version) is int, path, 'version is no number')
     if version==VERSION: return
-    which,do = ('a newer','upgrade sae_notebooks') if version>VERSION else ('an older','extract it again, into another folder')
-    raise BadInput(f'{path} was written by {which} version (schema {version}, this one reads {VERSION}): {do}')
+    newer = version>VERSION
+    do = 'upgrade sae_notebooks' if newer else 'extract it again, into another folder'
+    raise BadInput(f'{path} was written by {"a newer" if newer else "an older"} version '
+                   f'(schema {version}, this one reads {VERSION}): {do}')
+
+# %% ../../nbs/acts/25_manifest.ipynb #fd81f582
+def _check_head(path, man):
+    "What the rows are: format, version, meta, type, widths."
+    _need(isinstance(man,dict) and man.get('format')==FORMAT, path, 'this is not the manifest of an ActStore')
+    _check_version(path, man.get('version'))
+    meta,sites = man.get('meta'),man.get('sites')
+    _need(isinstance(meta,dict) and isinstance(meta.get('parts'),list), path, 'meta is no table')
+    _need(man.get('dtype') in ('float16','bfloat16','float32'), path, f'dtype {man.get("dtype")!r} is not known')
+    widths = isinstance(sites,dict) and sites and all(type(v) is int and v>0 for v in sites.values())
+    _need(widths, path, 'sites are not widths by name')
 
 def read_manifest(
     path:str|Path, # a store's folder
@@ -138,18 +144,13 @@ def read_manifest(
     "The manifest of a store. Raises `NotFound`, or `BadInput` that says what is wrong with it."
     path = Path(path)/'store.json'
     man = read_json(path)
-    _need(isinstance(man,dict) and man.get('format')==FORMAT, path, 'this is not the manifest of an ActStore')
-    check_version(path, man.get('version'))
-    meta,sites = man.get('meta'),man.get('sites')
-    _need(isinstance(meta,dict) and isinstance(meta.get('parts'),list), path, 'meta is no table')
-    _need(man.get('dtype') in ('float16','bfloat16','float32'), path, f'dtype {man.get("dtype")!r} is not known')
-    widths = isinstance(sites,dict) and sites and all(type(v) is int and v>0 for v in sites.values())
-    _need(widths, path, 'sites are not widths by name')
+    _check_head(path, man)
     for key in ('shards','items'):
         records = man.get(key)
-        _need(isinstance(records,list) and records and all(isinstance(s,dict) for s in records), path, f'{key} is no list of records')
-    for i,s in enumerate(man['shards']): check_record(path, i, s)
-    for t in man['items']: check_table(path, t)
+        ok = isinstance(records,list) and records and all(isinstance(s,dict) for s in records)
+        _need(ok, path, f'{key} is no list of records')
+    for i,s in enumerate(man['shards']): _check_record(path, i, s)
+    for t in man['items']: _check_table(path, t)
     _need(man.get('n_rows')==sum(s['rows'] for s in man['shards']), path, 'n_rows is not the sum over the shards')
     return man
 
@@ -165,8 +166,8 @@ def open_manifest(
     if not head: raise NotFound(f'no activation store at {path} (no store.json there)')
     shards = [done[i] for i in range(len(done)) if i in done]
     n = sum(s['rows'] for s in shards)
-    if not partial: raise BadInput(f'{path} is unfinished ({n} rows so far): run the same extraction again to complete it, '
-                                   'or open it with partial=True')
+    if not partial: raise BadInput(f'{path} is unfinished ({n} rows so far): run the same extraction again to complete '
+                                   'it, or open it with partial=True')
     if not n: raise BadInput(f'{path} is unfinished and holds no rows yet')
     sites = next(s['d_in'] for s in shards if s['rows'])
     items = [dict(file='items.csv', rows=len(read_items(path/'items.csv')))]

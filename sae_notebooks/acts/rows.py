@@ -33,7 +33,8 @@ def cat_rows(
     "One after the other."
     def cat(get): return torch.cat([get(p) for p in parts])
     acts = {k:cat(lambda p: p.acts[k]) for k in parts[0].acts}
-    return Rows(acts, cat(lambda p: p.item), cat(lambda p: p.pos), None if parts[0].token is None else cat(lambda p: p.token))
+    token = None if parts[0].token is None else cat(lambda p: p.token)
+    return Rows(acts, cat(lambda p: p.item), cat(lambda p: p.pos), token)
 
 # %% ../../nbs/acts/15_rows.ipynb #3659bc37
 def finite_rows(
@@ -56,9 +57,9 @@ def check_finite(
     if ok.all(): return ok,''
     i = (~ok).nonzero()[0,0].item()
     site = next(k for k,a in rows.acts.items() if not torch.isfinite(a[i]).all())
-    place = f'item {names(rows.item[i].item())} at position {rows.pos[i].item()} of {site}'
-    count = f'{(~ok).sum().item()} rows of this batch'
-    return ok,f'activations of {place} are NaN, infinite or too large for {dtype} ({count}); bfloat16 and float32 hold larger numbers'
+    which,n = names(rows.item[i].item()),(~ok).sum().item()
+    return ok,(f'activations of item {which} at position {rows.pos[i].item()} of {site} are NaN, infinite or too large '
+               f'for {dtype} ({n} rows of this batch); bfloat16 and float32 hold larger numbers')
 
 # %% ../../nbs/acts/15_rows.ipynb #01189422
 def row_moments(

@@ -45,7 +45,7 @@ def mean_activation(
 
 # %% ../../nbs/steering/20_effect.ipynb #8ad16862
 class LossRecovered:
-    "The share of a language model's loss that survives an SAE's reconstructions. Give it to `train` as one of its scores, or call it."
+    "The share of a language model's loss that survives reconstructions. Give it to `train` as a score, or call it."
     def __init__(self,
         model,              # a LanguageModel
         texts:list,         # to read, held out from training
@@ -64,8 +64,9 @@ class LossRecovered:
         self.untouched = self.loss()
         nothing = 0. if ablation=='zero' else self.mean
         self.wiped = self.loss(lambda rows: torch.zeros_like(rows)+nothing)
-        if not self.wiped>self.untouched: raise BadInput(f'wiping out {point} does not hurt on these texts (loss {self.wiped:.3f}, '
-                                                         f'untouched {self.untouched:.3f}): nothing can be recovered')
+        if self.wiped>self.untouched: return
+        raise BadInput(f'wiping out {point} does not hurt on these texts (loss {self.wiped:.3f}, '
+                       f'untouched {self.untouched:.3f}): nothing can be recovered')
 
     @torch.no_grad()
     def loss(self,
@@ -80,7 +81,8 @@ class LossRecovered:
         return sum(s for s,_ in sums)/sum(n for _,n in sums)
 
     @cached_property
-    def mean(self)->Tensor: return mean_activation(self.model, self.batches, self.point, self.rule) # (d_in,) of the rows
+    def mean(self)->Tensor: # (d_in,) of the rows
+        return mean_activation(self.model, self.batches, self.point, self.rule)
 
     def __call__(self, sae)->float:
         "Share of the loss recovered: 1 is as good as untouched, 0 as bad as wiped out."
