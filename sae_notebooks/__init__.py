@@ -2,7 +2,7 @@ __version__ = "0.1.0"
 
 # The nouns and verbs, loaded when they are first used: importing the package stays quick.
 _names = {
-    'ActStore':'acts.store', 'concat':'acts.store', 'store_rows':'acts.store', 'find_damage':'acts.store', 'Shuffled':'acts.stream', 'extract':'acts.extract', 'load_model':'models.load',
+    'ActStore':'acts.store', 'concat':'acts.combine', 'store_rows':'acts.combine', 'find_damage':'acts.damage', 'Shuffled':'acts.stream', 'extract':'acts.extract', 'ExtractConfig':'acts.extract', 'load_model':'models.load',
     'load_vision':'models.vision', 'load_language':'models.language', 'load_llava':'models.llava', 'open_source':'acts.sources', 'push':'acts.share', 'fetch':'acts.share',
     'open_images':'core.data', 'open_words':'core.data', 'open_tree':'core.data', 'verify':'core.data', 'sites':'models.sites',
     'Codes':'core.codes', 'capture':'models.hooks', 'replace':'models.hooks', 'points':'models.hooks', 'plant':'core.synthetic',

@@ -48,7 +48,7 @@ if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
 def test_two_measure_what_one_measures(tmp_path):
     import numpy as np, pandas as pd
-    from sae_notebooks.acts.store import store_rows
+    from sae_notebooks.acts.combine import store_rows
     from sae_notebooks.core.synthetic import plant
     from sae_notebooks.metrics.report import load_report
     from sae_notebooks.saes.base import make_sae, save_sae

@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import pandas as pd, pytest, torch
 from project import root
-from sae_notebooks.acts.store import ActStore, store_rows
+from sae_notebooks.acts.combine import store_rows
+from sae_notebooks.acts.store import ActStore
 from sae_notebooks.core.files import BadInput, NotFound, read_json, write_json
 from sae_notebooks.saes.base import load_sae
 from sae_notebooks.training.checkpoint import load_state

@@ -4,7 +4,10 @@ from pathlib import Path
 import pandas as pd, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from project import root
-from sae_notebooks.acts.store import ActStore, find_damage, read_items, store_rows, write_items
+from sae_notebooks.acts.combine import store_rows
+from sae_notebooks.acts.damage import find_damage
+from sae_notebooks.acts.manifest import read_items, write_items
+from sae_notebooks.acts.store import ActStore
 from sae_notebooks.core.tensors import tensor_places
 from sae_notebooks.core.files import BadInput, NotFound
 

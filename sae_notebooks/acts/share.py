@@ -8,7 +8,9 @@ __all__ = ['push', 'fetch']
 # %% ../../nbs/acts/60_share.ipynb #9e861c74
 from pathlib import Path
 
-from .store import ActStore, find_damage, read_manifest
+from .damage import find_damage
+from .manifest import read_manifest
+from .store import ActStore
 from ..core.files import BadInput, NotFound, atomic, make_folder, progress_bar, sha256
 
 # %% ../../nbs/acts/60_share.ipynb #a2551cc9
@@ -20,7 +22,13 @@ def _open_url(url, **options):
     except ImportError as e: raise BadInput(f'{url} cannot be reached: {e}') from e
     except ValueError as e: raise BadInput(f'{url} is no place that fsspec knows: {e}') from e
 
-def _listed(man): return [(t['file'],t['sha256']) for t in man['items']]+[(s['file'],s['sha256']) for s in man['shards'] if s['file']]
+def _listed(man):
+    "Name and hash of every file of a store but the manifest."
+    return [(r['file'],r['sha256']) for r in man['items']+man['shards'] if r['file']]
+
+def _check_other(held, new, place):
+    "Refuse to overwrite another store's manifest with ours."
+    if held!=new: raise BadInput(f'{place} already holds another store: name another place')
 
 # %% ../../nbs/acts/60_share.ipynb #325b85e7
 def push(
@@ -36,17 +44,19 @@ def push(
     if bad := find_damage(path): raise BadInput(f'{path} is damaged and was not sent: {bad[0]}')
     if str(url).startswith('hf://datasets/'): _make_dataset(url, private, options.get('token'))
     fs,root = _open_url(url, **options)
-    if fs.exists(f'{root}/store.json') and fs.cat_file(f'{root}/store.json')!=(path/'store.json').read_bytes(): raise BadInput(f'{url} already holds another store: name another place')
+    there = f'{root}/store.json'
+    if fs.exists(there): _check_other(fs.cat_file(there), (path/'store.json').read_bytes(), url)
     fs.makedirs(root, exist_ok=True)
     for name,_ in progress_bar(_listed(man), show=progress, desc='push', unit='file'):
-        size = (path/name).stat().st_size
-        if not (fs.exists(f'{root}/{name}') and fs.size(f'{root}/{name}')==size): fs.put_file(str(path/name), f'{root}/{name}')
-    fs.put_file(str(path/'store.json'), f'{root}/store.json')
+        file,copy = path/name,f'{root}/{name}'
+        if not (fs.exists(copy) and fs.size(copy)==file.stat().st_size): fs.put_file(str(file), copy)
+    fs.put_file(str(path/'store.json'), there)
     return url
 
 def _make_dataset(url, private, token):
     from huggingface_hub import HfApi
-    HfApi(token=token).create_repo('/'.join(url.removeprefix('hf://datasets/').split('/')[:2]), repo_type='dataset', private=private, exist_ok=True)
+    repo = '/'.join(url.removeprefix('hf://datasets/').split('/')[:2])
+    HfApi(token=token).create_repo(repo, repo_type='dataset', private=private, exist_ok=True)
 
 # %% ../../nbs/acts/60_share.ipynb #92a3c57a
 def fetch(
@@ -61,7 +71,7 @@ def fetch(
     if not fs.exists(f'{root}/store.json'): raise NotFound(f'no activation store at {url} (no store.json there)')
     new = make_folder(out/'.incoming')
     (new/'store.json').write_bytes(fs.cat_file(f'{root}/store.json'))
-    if (out/'store.json').is_file() and (out/'store.json').read_bytes()!=(new/'store.json').read_bytes(): raise BadInput(f'{out} already holds another store: name another folder')
+    if (out/'store.json').is_file(): _check_other((out/'store.json').read_bytes(), (new/'store.json').read_bytes(), out)
     for name,want in progress_bar(_listed(read_manifest(new)), show=progress, desc='fetch', unit='file'):
         if not ((out/name).is_file() and sha256(out/name)==want): _fetch_file(fs, f'{root}/{name}', out/name, want, url)
     (new/'store.json').replace(out/'store.json'); new.rmdir()

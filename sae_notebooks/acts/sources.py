@@ -33,11 +33,13 @@ class Source:
     def __getitem__(self, i:int):
         try: return self.get(i)
         except (BadInput, NotFound) as e: raise BadInput(f'item {i}: {e}') from e
-        except (OSError, SyntaxError, ValueError) as e: raise BadInput(f'item {i} ({self.items.iloc[i,0]}) cannot be read: {e}') from e
+        except (OSError, SyntaxError, ValueError) as e:
+            raise BadInput(f'item {i} ({self.items.iloc[i,0]}) cannot be read: {e}') from e
     def where(self, keep)->'Source':
         "The items for which `keep` (a boolean array, or positions) says so."
         at = np.flatnonzero(keep) if np.asarray(keep).dtype==bool else np.asarray(keep, dtype=int)
-        return Source(lambda i: self.get(int(at[i])), self.items.iloc[at].reset_index(drop=True), self.kind, fingerprint([self.id, at.tolist()]), self.name)
+        items = self.items.iloc[at].reset_index(drop=True)
+        return Source(lambda i: self.get(int(at[i])), items, self.kind, fingerprint([self.id, at.tolist()]), self.name)
 
 # %% ../../nbs/acts/10_sources.ipynb #146b7dba
 def image_files(
@@ -47,8 +49,10 @@ def image_files(
     "Image files as a source."
     sizes = [f.stat().st_size if f.is_file() else -1 for f in (images.root/n for n in images.items.file)]
     table = images.items[['file',*[c for c in images.items if c!='file']]].reset_index(drop=True)
-    return Source(images.__getitem__, table, 'image', fingerprint([[*images.items.file],sizes]), name or images.root.resolve().name)
+    id = fingerprint([[*images.items.file],sizes])
+    return Source(images.__getitem__, table, 'image', id, name or images.root.resolve().name)
 
+# %% ../../nbs/acts/10_sources.ipynb #f8d1e2b8
 def image_list(
     table:str|Path, # a CSV file with a column file
 )->Source:
@@ -60,7 +64,8 @@ def image_list(
 def _read_csv(path):
     try: return pd.read_csv(path, dtype=str, keep_default_na=False)
     except pd.errors.EmptyDataError: return pd.DataFrame()
-    except (ValueError, OverflowError) as e: raise BadInput(f'{path} is not a readable table: {str(e).splitlines()[0]}') from e
+    except (ValueError, OverflowError) as e:
+        raise BadInput(f'{path} is not a readable table: {str(e).splitlines()[0]}') from e
 
 # %% ../../nbs/acts/10_sources.ipynb #5680dc3e
 def texts(
@@ -68,16 +73,20 @@ def texts(
     name:str='',             # what to call them in records
 )->Source:
     "Texts as a source. Raises `BadInput` when one of them is no text."
-    table = items.reset_index(drop=True) if isinstance(items,pd.DataFrame) else pd.DataFrame(dict(text=list(items)), dtype=object)
-    if 'text' not in table: raise BadInput(f'{name or "the table"} has no column "text"; its columns are: {", ".join(map(str,table.columns))}')
+    known = isinstance(items,pd.DataFrame)
+    table = items.reset_index(drop=True) if known else pd.DataFrame(dict(text=list(items)), dtype=object)
+    called = name or ('the table' if known else 'the list')
+    if 'text' not in table:
+        raise BadInput(f'{called} has no column "text"; its columns are: {", ".join(map(str,table.columns))}')
     table = table[['text',*[c for c in table if c!='text']]]
     bad = [i for i,t in enumerate(table.text) if not isinstance(t,str)]
-    if bad: raise BadInput(f'text {bad[0]} of {name or "the list"} is no text but {table.text.iloc[bad[0]]!r}')
-    if not len(table): raise BadInput(f'{name or "the list"} holds no texts')
+    if bad: raise BadInput(f'text {bad[0]} of {called} is no text but {table.text.iloc[bad[0]]!r}')
+    if not len(table): raise BadInput(f'{called} holds no texts')
     h = hashlib.sha256()
     for t in table.text: h.update(t.encode('utf-8','surrogatepass')+b'\0')
     return Source(lambda i: table.text.iloc[i], table, 'text', h.hexdigest()[:16], name)
 
+# %% ../../nbs/acts/10_sources.ipynb #ac76eee3
 def text_file(
     path:str|Path, # .txt, .jsonl or .csv
 )->Source:
@@ -86,7 +95,7 @@ def text_file(
     try:
         if path.suffix=='.csv': table = _read_csv(path)
         elif path.suffix=='.jsonl': table = _jsonl(path)
-        else: table = pd.DataFrame(dict(text=[l for l in path.read_text(encoding='utf-8').split('\n') if l.strip()]), dtype=object)
+        else: table = [line for line in path.read_text(encoding='utf-8').split('\n') if line.strip()]
     except UnicodeDecodeError as e: raise BadInput(f'{path} is not UTF-8 text: {e}') from e
     return texts(table, path.name)
 
@@ -96,7 +105,8 @@ def _jsonl(path):
         if not line.strip(): continue
         try: rows.append(json.loads(line))
         except ValueError as e: raise BadInput(f'{path}, line {n} is not valid JSON: {e}') from e
-        if not isinstance(rows[-1],dict) or not isinstance(rows[-1].get('text'),str): raise BadInput(f'{path}, line {n} has no "text"')
+        sound = isinstance(rows[-1],dict) and isinstance(rows[-1].get('text'),str)
+        if not sound: raise BadInput(f'{path}, line {n} has no "text"')
     return pd.DataFrame([{k:v for k,v in r.items() if isinstance(v,(str,int,float))} for r in rows])
 
 # %% ../../nbs/acts/10_sources.ipynb #66338a2d
@@ -105,49 +115,61 @@ def kind_of(
 )->tuple: # (image, text or image+text; how to get at it)
     "What an item is. Raises `BadInput` when it is nothing that a model could read."
     from torch import Tensor
-    picture = lambda x: hasattr(x,'convert') or isinstance(x,Tensor) and x.ndim==3
+    def picture(x): return hasattr(x,'convert') or isinstance(x,Tensor) and x.ndim==3
     if picture(item): return 'image',lambda x: x
     if isinstance(item,str): return 'text',lambda x: x
-    if isinstance(item,dict) and picture(item.get('image')) and isinstance(item.get('prompt'),str): return 'image+text',lambda x: (x['image'],x['prompt'])
-    if isinstance(item,dict) and picture(item.get('image')): return 'image',lambda x: x['image']
-    if isinstance(item,dict) and isinstance(item.get('text'),str): return 'text',lambda x: x['text']
-    if isinstance(item,(tuple,list)) and len(item)==2 and picture(item[0]): return ('image+text',tuple) if isinstance(item[1],str) else ('image',lambda x: x[0])
-    raise BadInput(f'items of type {type(item).__name__} are no images and no texts: give PIL images, pixel tensors (3, h, w), strings, (image, prompt) pairs, or a dataset of (image, label) or of dictionaries with "image" or "text"')
+    fields = item if isinstance(item,dict) else {}
+    if picture(fields.get('image')):
+        if isinstance(fields.get('prompt'),str): return 'image+text',lambda x: (x['image'],x['prompt'])
+        return 'image',lambda x: x['image']
+    if isinstance(fields.get('text'),str): return 'text',lambda x: x['text']
+    if isinstance(item,(tuple,list)) and len(item)==2 and picture(item[0]):
+        return ('image+text',tuple) if isinstance(item[1],str) else ('image',lambda x: x[0])
+    raise BadInput(f'items of type {type(item).__name__} are no images and no texts: give PIL images, pixel tensors '
+                   '(3, h, w), strings, (image, prompt) pairs, or a dataset of (image, label) or of dictionaries '
+                   'with "image" or "text"')
 
+# %% ../../nbs/acts/10_sources.ipynb #3eaa05ef
 def _rgb(x): return x.convert('RGB') if hasattr(x,'convert') and x.mode!='RGB' else x
-
-def dataset(
-    data,        # a list, or anything with a length and items by number
-    name:str='', # what to call it in records
-)->Source:
-    "A list or a map-style dataset as a source."
-    if not hasattr(data,'__len__') or not hasattr(data,'__getitem__'): raise BadInput(f'a {type(data).__name__} cannot be asked for item i: give a map-style dataset, not an iterable one')
-    if not len(data): raise BadInput('the dataset holds no items')
-    kind,get = kind_of(data[0])
-    items = _labels(data)
-    if kind=='text': items.insert(0, 'text', [get(data[i]) for i in range(len(data))])
-    else: items.insert(0, 'file', [f'item {i}' for i in range(len(data))])
-    fetch = (lambda i: (_rgb(get(data[i])[0]),get(data[i])[1])) if kind=='image+text' else lambda i: _rgb(get(data[i]))
-    return Source(fetch, items, kind, _data_id(data, items, get), name or type(data).__name__)
 
 def _labels(data):
     "Labels where the dataset lists them without opening every item, by name where it has names."
     values = data['label'] if 'label' in (getattr(data,'column_names',None) or []) else getattr(data,'targets',None)
-    feature = (getattr(data,'features',None) or {}).get('label') if isinstance(getattr(data,'features',None),dict) else None
-    names = getattr(feature,'names',None) or getattr(data,'classes',None)
     if values is None or len(values)!=len(data): return pd.DataFrame(index=range(len(data)))
+    features = getattr(data,'features',None)
+    feature = features.get('label') if isinstance(features,dict) else None
+    names = getattr(feature,'names',None) or getattr(data,'classes',None)
     plain = [v.item() if hasattr(v,'item') else v for v in values]
     return pd.DataFrame(dict(label=[str(names[v]) if names and isinstance(v,int) else str(v) for v in plain]))
 
 def _data_id(data, items, get):
     if getattr(data,'_fingerprint',None): return str(data._fingerprint)[:16]
-    def raw(x): # ten items stand for all of them where looking at each would mean decoding each
-        try: x = get(data[x])
+    def raw(i):
+        try: x = get(data[i])
         except (OSError, SyntaxError, ValueError) as e: return str(e)
         x = x[0] if isinstance(x,tuple) else x
         return x if isinstance(x,str) else hashlib.sha256(np.asarray(x).tobytes()).hexdigest()
     some = range(len(data)) if isinstance(data,list) else np.unique(np.linspace(0,len(data)-1,10).astype(int)).tolist()
     return fingerprint([len(data), items.astype(str).values.tolist(), [raw(i) for i in some]])
+
+# %% ../../nbs/acts/10_sources.ipynb #3faeb817
+def dataset(
+    data,        # a list, or anything with a length and items by number
+    name:str='', # what to call it in records
+)->Source:
+    "A list or a map-style dataset as a source."
+    if not hasattr(data,'__len__') or not hasattr(data,'__getitem__'):
+        kind = type(data).__name__
+        raise BadInput(f'a {kind} cannot be asked for item i: give a map-style dataset, not an iterable one')
+    if not len(data): raise BadInput('the dataset holds no items')
+    kind,get = kind_of(data[0])
+    items = _labels(data)
+    if kind=='text': items.insert(0, 'text', [get(data[i]) for i in range(len(data))])
+    else: items.insert(0, 'file', [f'item {i}' for i in range(len(data))])
+    def fetch(i):
+        x = get(data[i])
+        return (_rgb(x[0]),x[1]) if kind=='image+text' else _rgb(x)
+    return Source(fetch, items, kind, _data_id(data, items, get), name or type(data).__name__)
 
 # %% ../../nbs/acts/10_sources.ipynb #9fc9f9ed
 def open_source(
@@ -161,10 +183,13 @@ def open_source(
     p = Path(data).expanduser()
     if p.is_file() and p.suffix=='.csv': return image_list(p) if 'file' in _read_csv(p) else text_file(p)
     if p.is_file() and p.suffix in ('.txt','.jsonl'): return text_file(p)
-    if p.is_file(): raise BadInput(f'{data} is a file of a kind that is not known here: give a folder of images, a .csv list, or texts as .txt, .jsonl or .csv')
-    if not p.is_dir() and (f:=_embedded_texts(str(data))): return text_file(f)
-    return image_files(open_images(p if p.is_dir() else data))
+    if p.is_file(): raise BadInput(f'{data} is a file of a kind that is not known here: give a folder of images, '
+                                   'a .csv list, or texts as .txt, .jsonl or .csv')
+    if p.is_dir(): return image_files(open_images(p))
+    embedded = _embedded_texts(str(data))
+    return text_file(embedded) if embedded else image_files(open_images(data))
 
 def _embedded_texts(name):
     item = read_json(data_folder()/'manifest.json').get(name,{})
-    return next((data_folder()/f for f in item.get('files',{}) if f.endswith(('.jsonl','.txt','.csv'))),None) if item.get('kind')=='texts' else None
+    if item.get('kind')!='texts': return None
+    return next((data_folder()/f for f in item.get('files',{}) if f.endswith(('.jsonl','.txt','.csv'))), None)

@@ -33,7 +33,8 @@ def extract(
 ):
     "Run a model over images or texts and keep a layer's activations."
     from sae_notebooks.acts.extract import extract as run
-    store = run(model, data, out, point.split(',') if point else None, rule, views, batch_size, dtype, seed, device, skip_bad, special, autocast=autocast, shard_items=shard_items or None, append=append)
+    store = run(model, data, out, point.split(',') if point else None, rule, n_views=views, batch_size=batch_size, dtype=dtype, seed=seed, device=device,
+                skip_bad=skip_bad, special=special, autocast=autocast, shard_items=shard_items or None, append=append)
     for _,why in store.skipped: print(f'skipped {why}')
     print(f'{out}: {store}')
 
@@ -42,7 +43,8 @@ def verify(
     store:str, # a folder written by extract
 ):
     "Read a store and compare every row with what was written."
-    from sae_notebooks.acts.store import ActStore, find_damage
+    from sae_notebooks.acts.damage import find_damage
+    from sae_notebooks.acts.store import ActStore
     bad = find_damage(store)
     if bad: raise BadInput(f'{len(bad)} things are wrong: '+'; '.join(bad))
     print(f'{store}: {ActStore(store)}, all as written')
