@@ -10,7 +10,7 @@ _names = {
     'LossMetric':'geometry.inner_product', 'power_metric':'geometry.inner_product', 'dimension_weights':'geometry.inner_product', 'mcc':'geometry.recovery',
     'train':'training.loop', 'TrainConfig':'training.loop', 'train_many':'training.sweep', 'evaluate':'training.loop', 'LivePlot':'training.log',
     'MonosemanticityScore':'metrics.monosemanticity', 'Reconstruction':'metrics.reconstruction', 'FeatureReport':'metrics.report', 'measure':'metrics.report', 'compare':'metrics.report', 'fms':'metrics.fms', 'fms_many':'metrics.fms',
-    'name':'naming.name', 'name_by_words':'naming.vocabulary', 'embed_words':'naming.vocabulary', 'ServerModel':'naming.language_model', 'LocalModel':'naming.language_model', 'score_names':'naming.score', 'browse':'viz.browser', 'FeatureBrowser':'viz.browser',
+    'name':'naming.name', 'name_by_words':'naming.vocabulary', 'embed_words':'naming.vocabulary', 'ServerModel':'models.ask', 'LocalModel':'models.ask', 'score_names':'naming.score', 'browse':'viz.browser', 'FeatureBrowser':'viz.browser',
     'load_report':'metrics.report', 'write_page':'viz.page', 'report_card':'viz.card',
 }
 __all__ = sorted(_names)

@@ -73,7 +73,7 @@ def part(
     if mlp is None: raise BadInput(f'{what} has no MLP under a name that is known here: give the path of a module')
     if site=='mlp_out': return child(block,_mlp_scales) or mlp
     last = child(block.get_submodule(mlp), _last)
-    if last is None: raise BadInput(f'the MLP of {what} has no single last layer (a mixture of experts?), so no mlp_hidden')
+    if last is None: raise BadInput(f'the MLP of {what} has no single last layer (a mixture of experts?)')
     return f'{mlp}.{last}:in'
 
 # %% ../../nbs/models/10_sites.ipynb #c2ae8642
