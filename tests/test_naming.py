@@ -5,7 +5,8 @@ import numpy as np, pandas as pd, pytest, torch
 from sae_notebooks import LocalModel, ServerModel, load_vision, open_images
 from sae_notebooks.core.codes import dense_to_codes
 from sae_notebooks.metrics.report import FeatureReport
-from sae_notebooks.naming.language_model import AnswerCache, name_by_model, naming_requests
+from sae_notebooks.models.ask import AnswerCache
+from sae_notebooks.naming.language_model import name_by_model, naming_requests
 from sae_notebooks.naming.vocabulary import embed_words
 from openai_server import Server
 
@@ -59,7 +60,7 @@ def test_for_ever(looker, asks, tmp_path, mood, why):
     few = dict(list(asks.items())[:2])
     with Server(looker, lambda *a: mood) as s: t = name_by_model(few, model(s, retries=1, timeout=.5), tmp_path, progress=False)
     assert (t.status=='failed').all() and (t.name=='').all() and t.why.str.contains(why).all(), t.why.tolist()
-    assert len(AnswerCache(tmp_path).known)==(2 if mood=='refuse' else 0)
+    assert len(AnswerCache(tmp_path).answers)==(2 if mood=='refuse' else 0)
 
 def test_all_at_once(looker, asks, calm, tmp_path):
     "A server that fails in every way by turns: every feature ends named, abstained or failed with a reason, and the next run asks only for what failed."
@@ -73,8 +74,9 @@ def test_all_at_once(looker, asks, calm, tmp_path):
 CHILD = '''
 import sys
 from PIL import Image
-from sae_notebooks.naming.language_model import ServerModel, fill, name_by_model, name_template
-asks = {i: fill(name_template, on=[Image.new('RGB',(16,16),(i,2*i,255-i))], off=[]) for i in range(40)}
+from sae_notebooks.models.ask import ServerModel
+from sae_notebooks.naming.language_model import name_by_model, name_template
+asks = {i: name_template.request(on=[Image.new('RGB',(16,16),(i,2*i,255-i))], off=[]) for i in range(40)}
 t = name_by_model(asks, ServerModel('small', sys.argv[1], 'k', timeout=10, retries=2), sys.argv[2], concurrency=3, progress=False)
 print((t.status=='named').sum())
 '''
@@ -83,9 +85,9 @@ def test_killed_run_resumes(tmp_path):
     with Server(lambda *a: '{"name": "a colour", "description": ""}', pause=.15) as s:
         run = lambda **kw: subprocess.Popen([sys.executable,'-c',CHILD,s.url,str(tmp_path)], stdout=subprocess.PIPE, text=True, **kw)
         p = run(); start = time.time()
-        while len(AnswerCache(tmp_path).known)<8: time.sleep(.05); assert time.time()-start<90 and p.poll() is None
+        while len(AnswerCache(tmp_path).answers)<8: time.sleep(.05); assert time.time()-start<90 and p.poll() is None
         p.send_signal(signal.SIGKILL); p.wait(); time.sleep(.5)
-        kept,asked = len(AnswerCache(tmp_path).known),sum(s.asked.values()); assert 8<=kept<40
+        kept,asked = len(AnswerCache(tmp_path).answers),sum(s.asked.values()); assert 8<=kept<40
         out,_ = run().communicate(timeout=120); assert out.strip()=='40'
         assert sum(s.asked.values())-asked==40-kept                 # not one more than needed
         assert sum(v>1 for v in s.asked.values())<=3                # only those in flight at the kill were asked twice
@@ -108,10 +110,10 @@ def test_local_model(tmp_path, asks):
     assert (t.status=='failed').all() and t.why.str.startswith('unparsable').all() and (t.asked==3).all() and (t.tokens>100).all()
 
 def test_cost_is_asked(tmp_path):
-    from sae_notebooks.naming.language_model import cost
     from PIL import Image
-    from sae_notebooks.naming.language_model import fill, name_template
-    c = cost([fill(name_template, on=[Image.new('RGB',(9,9))]*8, off=[])]*100)
+    from sae_notebooks.models.ask import cost
+    from sae_notebooks.naming.language_model import name_template
+    c = cost([name_template.request(on=[Image.new('RGB',(9,9))]*8, off=[])]*100)
     assert c['questions']==100 and 100*8*256<c['tokens']<100*(8*256+600)
 
 def test_cli_asks_before_it_spends(looker, tmp_path, monkeypatch, capsys):

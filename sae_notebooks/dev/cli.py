@@ -130,7 +130,7 @@ def name(
     "Name features from one part of the images, and test the names on another."
     from sae_notebooks.core.data import open_images
     from sae_notebooks.metrics.report import load_report
-    from sae_notebooks.naming.language_model import LocalModel, ServerModel
+    from sae_notebooks.models.ask import LocalModel, ServerModel
     from sae_notebooks.naming.name import name as run
     r,ims = load_report(report),open_images(images)
     if server and not namer: raise BadInput('a server has several models: say with --namer which one to ask')

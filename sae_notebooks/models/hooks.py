@@ -51,6 +51,7 @@ def _after(see):
         if new is not None: return _with_first(out, new)
     return hook
 
+# %% ../../nbs/models/20_hooks.ipynb #a87c0f4e
 @contextmanager
 def _hooked(model, fns, first=False):
     handles = []
@@ -58,7 +59,9 @@ def _hooked(model, fns, first=False):
         for p,see in fns.items():
             at = resolve(model, p)
             mod = model.get_submodule(at.removesuffix(':in'))
-            handles.append(mod.register_forward_pre_hook(_before(see), with_kwargs=True, prepend=first) if at.endswith(':in') else mod.register_forward_hook(_after(see), prepend=first))
+            if at.endswith(':in'): h = mod.register_forward_pre_hook(_before(see), with_kwargs=True, prepend=first)
+            else: h = mod.register_forward_hook(_after(see), prepend=first)
+            handles.append(h)
         yield
     except _Enough: pass
     finally:
@@ -90,7 +93,8 @@ def replace(
     def put(point, f):
         def see(a):
             new = f(a)
-            if new.shape!=a.shape: raise BadInput(f'the function for {point!r} turned {tuple(a.shape)} into {tuple(new.shape)}: the shape must stay')
-            return new
+            if new.shape==a.shape: return new
+            shapes = f'{tuple(a.shape)} into {tuple(new.shape)}'
+            raise BadInput(f'the function for {point!r} made {shapes}: the shape must stay')
         return see
     with _hooked(model, {p:put(p,f) for p,f in fns.items()}, first=True): yield

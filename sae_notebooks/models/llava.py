@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backbone import IMAGE, Backbone, Batch, text_roles
-from .vision import image_roles
-from ..core.compat import import_torchvision
-from ..core.data import model_folder
-from ..core.files import BadInput, NotFound
 from .hooks import capture
+from .language import write_on
+from .pretrained import chat_prompt, load_pretrained
 from .sites import resolve, stacks
+from .vision import image_roles
+from ..core.data import model_folder
+from ..core.files import BadInput
 
 # %% ../../nbs/models/70_llava.ipynb #c284679d
 def image_prompt(
@@ -28,7 +29,7 @@ def image_prompt(
     "The prompt as the model wants it, with a place for one image."
     token = getattr(processor,'image_token','<image>')
     if token in prompt: return prompt
-    if getattr(processor,'chat_template',None): return processor.apply_chat_template([dict(role='user', content=[dict(type='image'),dict(type='text',text=prompt)])], add_generation_prompt=True)
+    if getattr(processor,'chat_template',None): return chat_prompt(processor, [None,prompt])
     return f'USER: {token}\n{prompt} ASSISTANT:'
 
 # %% ../../nbs/models/70_llava.ipynb #d9c589a5
@@ -40,48 +41,52 @@ class Llava(Backbone):
         device:str='cpu',   # where it runs
         dtype:str='auto',   # of the weights: auto as they were saved, float32, bfloat16 or float16
     ):
-        import_torchvision()
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-        try: net,self.processor = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype if dtype=='auto' else getattr(torch,dtype)),AutoProcessor.from_pretrained(name)
-        except (OSError, ValueError, KeyError) as e: raise NotFound(f'transformers cannot load {name!r} as an image-and-text model: {str(e).splitlines()[0]}') from e
+        kind = 'as an image-and-text model'
+        net,self.processor = load_pretrained(name, 'AutoModelForImageTextToText', 'AutoProcessor', dtype, kind)
         super().__init__(net, Path(name).name, device, 'auto')
-        if not {'vision','language'}<=set(stacks(net)): raise BadInput(f'{self.name} has no image tower and language model that are known here; it has {", ".join(stacks(net)) or "no stacks of blocks"}')
+        if not {'vision','language'}<=set(stacks(net)):
+            has = ', '.join(stacks(net)) or 'no stacks of blocks'
+            raise BadInput(f'{self.name} has no image tower and language model that are known here; it has {has}')
         self.tokenizer,self.point,self.image_id = self.processor.tokenizer,'vision.resid_post.-2',net.config.image_token_id
         if self.tokenizer.pad_token is None: self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def prepare(self, items, side='right'):
-        if not items or not all(isinstance(x,(tuple,list)) and len(x)==2 and isinstance(x[1],str) for x in items): raise BadInput(f'{self.name} reads pairs of an image and a prompt')
+        pairs = items and all(isinstance(x,(tuple,list)) and len(x)==2 and isinstance(x[1],str) for x in items)
+        if not pairs: raise BadInput(f'{self.name} reads pairs of an image and a prompt')
         self.tokenizer.padding_side = side
-        enc = self.processor(images=[im for im,_ in items], text=[image_prompt(self.processor,p) for _,p in items], return_tensors='pt', padding=True)
-        ids = enc['input_ids']
-        special = torch.isin(ids, torch.tensor([i for i in (self.tokenizer.bos_token_id,self.tokenizer.eos_token_id) if i is not None]))
-        return Batch({k:enc[k] for k in ('input_ids','attention_mask','pixel_values')}, ids, special=special)
-    def _there(self, batch): return {k:v.to(self.device, self.net.dtype if v.is_floating_point() else None, non_blocking=True) for k,v in batch.inputs.items()}
-    def forward(self, batch): return self.net.base_model(**self._there(batch), use_cache=False)
+        prompts = [image_prompt(self.processor,p) for _,p in items]
+        enc = self.processor(images=[im for im,_ in items], text=prompts, return_tensors='pt', padding=True)
+        ids,tok = enc['input_ids'],self.tokenizer
+        added = [i for i in (tok.bos_token_id,tok.eos_token_id) if i is not None]
+        inputs = {k:enc[k] for k in ('input_ids','attention_mask','pixel_values')}
+        return Batch(inputs, ids, special=torch.isin(ids, torch.tensor(added)))
+    def forward(self, batch): return self.net.base_model(**self.inputs(batch), use_cache=False)
 
-    def is_text(self, batch, point): return resolve(self.net, point).startswith((stacks(self.net)['language'].rsplit('.',1)[0],'lm_head'))
+    def is_text(self, batch, point):
+        language = stacks(self.net)['language'].rsplit('.',1)[0]
+        return resolve(self.net, point).startswith((language,'lm_head'))
     def roles(self, batch, point, n):
-        if not self.is_text(batch, point): return image_roles(self.net, batch.inputs['pixel_values'].shape[-2:], n).expand(len(batch),-1)
+        if not self.is_text(batch, point):
+            return image_roles(self.net, batch.inputs['pixel_values'].shape[-2:], n).expand(len(batch),-1)
         if n!=batch.tokens.shape[1]: return super().roles(batch, point, n)
         return torch.where(batch.tokens==self.image_id, IMAGE, text_roles(batch).long()).to(torch.int8)
 
     @torch.no_grad()
     def embed_images(self, images:list)->Tensor: # unit rows, (n, d)
         "What the projector hands to the language model, averaged over the patches of each image."
-        with capture(self.net, 'model.multi_modal_projector', stop=True) as acts: self.forward(self.prepare([(im,'') for im in images]))
-        got = acts['model.multi_modal_projector'].float()
+        point,batch = 'model.multi_modal_projector',self.prepare([(im,'') for im in images])
+        with capture(self.net, point, stop=True) as acts: self.forward(batch)
+        got = acts[point].float()
         return F.normalize(got.reshape(len(images),-1,got.shape[-1]).mean(1), dim=-1)
 
-    @torch.no_grad()
     def generate(self,
         prompts:list,          # pairs of an image and a prompt
         max_new_tokens:int=40, # most tokens of an answer
         **kw,                  # of the library's generate
     )->list:                   # the answers
         "What the model says about images, greedily unless told otherwise."
-        batch = self.prepare(list(prompts), 'left')
-        out = self.net.generate(**self._there(batch), **dict(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id)|kw)
-        return self.tokenizer.batch_decode(out[:,batch.tokens.shape[1]:], skip_special_tokens=True)
+        inputs = self.inputs(self.prepare(list(prompts), 'left'))
+        return write_on(self.net, self.tokenizer, inputs, **dict(max_new_tokens=max_new_tokens)|kw)
 
 # %% ../../nbs/models/70_llava.ipynb #d861ffd2
 def load_llava(

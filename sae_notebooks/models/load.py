@@ -11,24 +11,11 @@ from pathlib import Path
 from ..core.compat import import_torchvision
 from ..core.data import model_folder
 from .backbone import Backbone
+from .language import load_language
+from .llava import load_llava
 from .vision import load_vision
 
 # %% ../../nbs/models/80_load.ipynb #d9b6e520
-def load_model(
-    name:str|Path,      # embedded name, folder, open_clip or transformers name
-    device:str='cpu',   # where it runs
-    **options,          # of its loader: image_size, context, dtype …
-)->Backbone:
-    "A backbone by name. Raises `NotFound` or `BadInput` when no library can load it."
-    kind = _model_kind(path := model_folder(str(name)))
-    if kind=='language':
-        from sae_notebooks.models.language import load_language
-        return load_language(path, device, **options)
-    if kind=='llava':
-        from sae_notebooks.models.llava import load_llava
-        return load_llava(path, device, **options)
-    return load_vision(path, device, **options)
-
 def _model_kind(path):
     "vision, language or llava, as far as the configuration says."
     p = Path(path)
@@ -38,8 +25,19 @@ def _model_kind(path):
         import open_clip
         if path.split('/')[0] in open_clip.list_models(): return 'vision'
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as causal
     try: cfg = AutoConfig.from_pretrained(path)
     except (OSError, ValueError): return 'vision' # its loader says what is wrong
     if cfg.model_type.startswith('llava'): return 'llava'
-    return 'language' if cfg.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not hasattr(cfg,'vision_config') else 'vision'
+    return 'language' if cfg.model_type in causal and not hasattr(cfg,'vision_config') else 'vision'
+
+# %% ../../nbs/models/80_load.ipynb #0798eb67
+def load_model(
+    name:str|Path,      # embedded name, folder, open_clip or transformers name
+    device:str='cpu',   # where it runs
+    **options,          # of its loader: image_size, context, dtype …
+)->Backbone:
+    "A backbone by name. Raises `NotFound` or `BadInput` when no library can load it."
+    path = model_folder(str(name))
+    load = dict(vision=load_vision, language=load_language, llava=load_llava)[_model_kind(path)]
+    return load(path, device, **options)

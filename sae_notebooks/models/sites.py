@@ -14,17 +14,18 @@ from torch import nn
 
 from ..core.files import BadInput
 
-# %% ../../nbs/models/10_sites.ipynb #9ac7bab7
-_attention = ('self_attn','attn','attention','self_attention')
-_lists = ('layers','layer','h','blocks','resblocks')
-
+# %% ../../nbs/models/10_sites.ipynb #917c123d
 def child(
     module:nn.Module, # to look in
     names:tuple,      # what it may be called
 )->str|None:          # its name
     "The first of some names that a module has a child of."
     kids = dict(module.named_children())
-    return next((n for n in names if n in kids),None)
+    return next((n for n in names if n in kids), None)
+
+# %% ../../nbs/models/10_sites.ipynb #9ac7bab7
+_attention = ('self_attn','attn','attention','self_attention')
+_lists = ('layers','layer','h','blocks','resblocks')
 
 def stacks(
     model:nn.Module, # any torch model
@@ -32,53 +33,75 @@ def stacks(
     "The towers of blocks in a model: vision, text, language."
     found = {}
     for path,m in model.named_modules():
-        if not isinstance(m,(nn.ModuleList,nn.Sequential)) or path.split('.')[-1] not in _lists or not len(m) or child(m[0],_attention) is None: continue
-        if any(path.startswith(p+'.') for p in found.values()): continue
-        names = (_tower(path),path.split('.')[0],path)
+        inner = any(path.startswith(f'{p}.') for p in found.values()) # a list within a block
+        if inner or not _is_stack(path, m): continue
+        names = _tower(path),path.split('.')[0],path
         found[next(n for n in names if n not in found)] = path
     return found
 
-def _tower(path): return 'vision' if re.search('vis|image|trunk|pixel',path) else 'language' if 'language' in path else 'text'
+def _is_stack(path, m):
+    named = isinstance(m,(nn.ModuleList,nn.Sequential)) and path.split('.')[-1] in _lists
+    return named and len(m)>0 and child(m[0],_attention) is not None
+
+def _tower(path):
+    if re.search('vis|image|trunk|pixel',path): return 'vision'
+    return 'language' if 'language' in path else 'text'
 
 # %% ../../nbs/models/10_sites.ipynb #cabe477c
-_mlp,_last = ('mlp','feed_forward','ffn'),('down_proj','c_proj','dense_4h_to_h','fc2','weights_out','w3','wo')
-_scales = dict(attn=('layer_scale1','ls_1','ls1','post_self_attn_layernorm'), mlp=('layer_scale2','ls_2','ls2','post_feedforward_layernorm','post_mlp_layernorm'))
+_mlp = ('mlp','feed_forward','ffn')
+_last = ('down_proj','c_proj','dense_4h_to_h','fc2','weights_out','w3','wo')
+_attn_scales = ('layer_scale1','ls_1','ls1','post_self_attn_layernorm')
+_mlp_scales = ('layer_scale2','ls_2','ls2','post_feedforward_layernorm','post_mlp_layernorm')
 
+def _attn_out(block):
+    what,name = type(block).__name__,child(block,_attention)
+    inside = block.get_submodule(name).named_modules()
+    if any(isinstance(m,nn.LayerNorm) for n,m in inside if n.startswith('output')):
+        raise BadInput(f'{what} adds and normalises inside its attention: attn_out is nowhere to be seen')
+    # post_attention_layernorm follows the attention in blocks with a norm after the MLP; elsewhere it precedes the MLP
+    after = ('post_attention_layernorm',) if child(block,('post_feedforward_layernorm',)) else ()
+    return child(block, _attn_scales+after) or name
+
+# %% ../../nbs/models/10_sites.ipynb #0bcb014e
 def part(
     block:nn.Module, # of a transformer
     site:str,        # attn_out, mlp_hidden or mlp_out
 )->str:              # path in the block, with :in for an input
     "Where in a block a site is. Raises `BadInput` with the reason when the block has no such place."
-    post_norm = child(block,('post_feedforward_layernorm',)) # then post_attention_layernorm is one as well, and not the norm before the MLP
-    if site=='attn_out':
-        att = child(block,_attention)
-        if any(isinstance(m,nn.LayerNorm) for n,m in block.get_submodule(att).named_modules() if n.startswith('output')): raise BadInput(f'{type(block).__name__} adds and normalises inside its attention: attn_out is nowhere to be seen')
-        return child(block,_scales['attn']) or (post_norm and child(block,('post_attention_layernorm',))) or att
-    mlp = child(block,_mlp)
-    if mlp is None: raise BadInput(f'{type(block).__name__} has no MLP under a name that is known here: name one of its modules by its path')
+    if site=='attn_out': return _attn_out(block)
+    what,mlp = type(block).__name__,child(block,_mlp)
+    if mlp is None: raise BadInput(f'{what} has no MLP under a name that is known here: give the path of a module')
+    if site=='mlp_out': return child(block,_mlp_scales) or mlp
     last = child(block.get_submodule(mlp), _last)
-    if site=='mlp_out': return child(block,_scales['mlp']) or mlp
-    if last is None: raise BadInput(f'the MLP of {type(block).__name__} has no single last layer (a mixture of experts?): mlp_hidden does not exist there')
+    if last is None: raise BadInput(f'the MLP of {what} has no single last layer (a mixture of experts?)')
     return f'{mlp}.{last}:in'
 
-# %% ../../nbs/models/10_sites.ipynb #0bcb014e
+# %% ../../nbs/models/10_sites.ipynb #c2ae8642
 SITES = ('resid_pre','attn_out','mlp_hidden','mlp_out','resid_post')
 
 def sites(
     model:nn.Module, # any torch model
 )->list:
     "The names of all sites of a model; none for one without blocks."
-    all_ = stacks(model)
+    towers = stacks(model)
     def names(tower, path):
-        pre,blocks = f'{tower}.' if len(all_)>1 else '',model.get_submodule(path)
+        pre,blocks = f'{tower}.' if len(towers)>1 else '',model.get_submodule(path)
         return [pre+'embed']+[f'{pre}{s}.{i}' for i,b in enumerate(blocks) for s in SITES if _has(b,s)]
-    return [n for tower,path in all_.items() for n in names(tower,path)]
+    return [n for tower,path in towers.items() for n in names(tower,path)]
 
 def _has(block, site):
     try: return site.startswith('resid') or bool(part(block,site))
     except BadInput: return False
 
-# %% ../../nbs/models/10_sites.ipynb #b0e67628
+# %% ../../nbs/models/10_sites.ipynb #8bd7bcd5
+def _parse(name):
+    "Tower or '', site or None, block."
+    lens = re.compile(r'blocks\.(-?\d+)\.(?:hook_(\w+)|mlp\.hook_(post))$')
+    name = lens.sub(lambda m: f'{"mlp_hidden" if m[3] else m[2]}.{m[1]}', name).replace('hook_embed','embed')
+    m = re.fullmatch(r'(?:(.+)\.)?(?:(embed)|(%s)\.(-?\d+))'%'|'.join(SITES), name)
+    return (m[1] or '',m[2] or m[3],int(m[4] or 0)) if m else ('',None,0)
+
+# %% ../../nbs/models/10_sites.ipynb #f0f24638
 def resolve(
     model:nn.Module, # any torch model
     name:str,        # a site, a module's path, or a path with :in
@@ -86,12 +109,12 @@ def resolve(
     "Where a name points. Raises `BadInput` with the closest names, or with the reason why a site does not exist."
     if _is_module(model, name.removesuffix(':in')): return name
     tower,site,layer = _parse(name)
-    if site is None: raise BadInput(_unknown(model, name, dict(model.named_modules())))
+    if site is None: raise BadInput(_unknown(model, name))
     path = _stack_of(model, name, tower)
-    blocks = model.get_submodule(path)
+    n = len(model.get_submodule(path))
     if site=='embed': return f'{path}.0:in'
-    if not -len(blocks)<=layer<len(blocks): raise BadInput(f'{name!r}: {type(model).__name__} has {len(blocks)} blocks there, 0 to {len(blocks)-1}')
-    block = f'{path}.{layer%len(blocks)}'
+    if not -n<=layer<n: raise BadInput(f'{name!r}: {type(model).__name__} has {n} blocks there, 0 to {n-1}')
+    block = f'{path}.{layer%n}'
     if site.startswith('resid'): return block+(':in' if site=='resid_pre' else '')
     return f'{block}.{part(model.get_submodule(block),site)}'
 
@@ -99,39 +122,45 @@ def _is_module(model, path):
     try: return path!='' and isinstance(model.get_submodule(path),nn.Module)
     except AttributeError: return False
 
-def _parse(name):
-    "Tower or '', site or None, layer."
-    name = re.sub(r'blocks\.(-?\d+)\.(?:hook_(\w+)|mlp\.hook_(post))$', lambda m: f'{"mlp_hidden" if m[3] else m[2]}.{m[1]}', name).replace('hook_embed','embed')
-    m = re.fullmatch(r'(?:(.+)\.)?(?:(embed)|(%s)\.(-?\d+))'%'|'.join(SITES), name)
-    return (m[1] or '',m[2] or m[3],int(m[4] or 0)) if m else ('',None,0)
-
+# %% ../../nbs/models/10_sites.ipynb #34b84b5e
 def _stack_of(model, name, tower):
-    all_ = stacks(model)
-    if not all_: raise BadInput(f'{type(model).__name__} has no stack of transformer blocks, so {name!r} does not exist there: name a module by its path')
-    if tower in all_: return all_[tower]
-    if not tower and len(all_)==1: return next(iter(all_.values()))
-    raise BadInput(f'{name!r}: say which of its towers, {" or ".join(all_)}, as in {next(iter(all_))}.{name.removeprefix(tower+".")}')
+    "The path of the stack that a name speaks of."
+    towers,what = stacks(model),type(model).__name__
+    if not towers: raise BadInput(f'{what} has no stack of transformer blocks, so no {name!r}: give a module\'s path')
+    if tower in towers: return towers[tower]
+    if not tower and len(towers)==1: return next(iter(towers.values()))
+    example = f'{next(iter(towers))}.{name.removeprefix(tower+".")}'
+    raise BadInput(f'{name!r}: say which of its towers, {" or ".join(towers)}, as in {example}')
 
-def _unknown(model, name, mods):
-    near = get_close_matches(name, [*sites(model),*mods], n=3, cutoff=.4) or [*sites(model),*list(mods)[1:]][:3]
-    return f'{type(model).__name__} has no module and no site {name!r}; close to it: {", ".join(near)}. points(model) lists all'
+def _unknown(model, name):
+    known = [*sites(model),*[n for n,_ in model.named_modules() if n]]
+    near = get_close_matches(name, known, n=3, cutoff=.4) or known[:3]
+    what = f'{type(model).__name__} has no module and no site {name!r}'
+    return f'{what}; close to it: {", ".join(near)}. points(model) lists all'
 
 # %% ../../nbs/models/10_sites.ipynb #4b76e62d
+def _watch(block, find, got):
+    "Hooks that keep what enters and leaves a block, and what its parts add, in `got`; their handles."
+    def before(mod, args, kw): got['in'] = args[0] if args else next(iter(kw.values()))
+    def after(key):
+        def hook(mod, args, out): got[key] = out[0] if isinstance(out,tuple) else out
+        return hook
+    places = dict(out=block)|{s:block.get_submodule(find(block,s)) for s in ('attn_out','mlp_out')}
+    handles = [m.register_forward_hook(after(key)) for key,m in places.items()]
+    return [*handles, block.register_forward_pre_hook(before, with_kwargs=True)]
+
+# %% ../../nbs/models/10_sites.ipynb #9cee47f4
 @torch.no_grad()
 def check_sites(
     model:nn.Module, # any torch model
     run,             # a function of no arguments that runs it once
-    where=part,      # (block, attn_out or mlp_out) -> path in the block; to try another idea of what is added
+    find=part,       # (block, attn_out or mlp_out) -> path in the block; to try another idea of what is added
 )->dict:             # block -> largest error, relative to what leaves the block
     "How far resid_pre + attn_out + mlp_out is from resid_post, for each block that runs."
-    got,handles,blocks = {},[],[f'{p}.{i}' for p in stacks(model).values() for i in range(len(model.get_submodule(p)))]
-    def before(key): return lambda mod,args,kw: got.__setitem__(key, args[0] if args else next(iter(kw.values())))
-    def after(key): return lambda mod,args,res: got.__setitem__(key, res[0] if isinstance(res,tuple) else res)
-    for b in blocks:
-        m = model.get_submodule(b)
-        handles += [m.register_forward_pre_hook(before((b,'in')),with_kwargs=True),m.register_forward_hook(after((b,'out')))]
-        handles += [m.get_submodule(where(m,s)).register_forward_hook(after((b,s))) for s in ('attn_out','mlp_out')]
+    got = {f'{p}.{i}':{} for p in stacks(model).values() for i in range(len(model.get_submodule(p)))}
+    handles = [h for b,seen in got.items() for h in _watch(model.get_submodule(b), find, seen)]
     try: run()
-    finally: [h.remove() for h in handles]
-    def error(b): return ((got[b,'in']+got[b,'attn_out']+got[b,'mlp_out']-got[b,'out']).abs().max()/got[b,'out'].abs().max()).item()
-    return {b:error(b) for b in blocks if (b,'out') in got}
+    finally:
+        for h in handles: h.remove()
+    def error(g): return ((g['in']+g['attn_out']+g['mlp_out']-g['out']).abs().max()/g['out'].abs().max()).item()
+    return {b:error(g) for b,g in got.items() if 'out' in g}
