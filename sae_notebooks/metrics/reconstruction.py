@@ -52,7 +52,8 @@ class Reconstruction(Metric):
         "fve, cosine, l0; how many features are never on (dead) or for over a tenth (dense); density of each, (d_sae,)."
         density = self.fired/self.n
         return dict(fve=fve(self.sq_err, self.sq_dev()).item(), cosine=(self.cos/self.n).item(),
-                    l0=density.sum().item(), dead=(self.fired==0).sum().item(), dense=(density>.1).sum().item(), density=density)
+                    l0=density.sum().item(), dead=(self.fired==0).sum().item(),
+                    dense=(density>.1).sum().item(), density=density)
 
 # %% ../../nbs/metrics/10_reconstruction.ipynb #28b1bf47
 def density_histogram(
