@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['architectures', 'readers', 'pre_acts_at', 'Autoencoder', 'Fit', 'squared', 'SAE', 'geometric_median', 'fold_scale',
-           'unit_atoms', 'fold_norms', 'register', 'register_reader', 'make_sae', 'save_sae', 'sound', 'load_weights',
-           'load_sae']
+           'unit_atoms', 'fold_norms', 'register', 'make_sae', 'save_sae', 'sound', 'load_weights', 'load_sae']
 
 # %% ../../nbs/saes/10_base.ipynb #f418d993
 from dataclasses import dataclass
@@ -45,12 +44,6 @@ def pre_acts_at(
     return _PreActsAt.apply(xc, enc, b_enc, b_dec, codes)
 
 # %% ../../nbs/saes/10_base.ipynb #db84bd76
-def _with_defaults(cls, options):
-    unknown,known = sorted(set(options)-set(cls.defaults)),', '.join(cls.defaults) or 'none'
-    if unknown: raise BadInput(f'{cls.__name__} has no option {", ".join(unknown)}; it has: {known}')
-    return {**cls.defaults,**options}
-
-# %% ../../nbs/saes/10_base.ipynb #eaa2bf9e
 class Autoencoder(nn.Module):
     "The weights, and the way from activations to features and back."
     architecture,defaults = None,{}
@@ -63,9 +56,10 @@ class Autoencoder(nn.Module):
         **options,  # what the architecture adds, such as k
     ):
         super().__init__()
-        options = _with_defaults(type(self), options)
+        unknown,known = ', '.join(sorted(set(options)-set(self.defaults))),', '.join(self.defaults) or 'none'
+        if unknown: raise BadInput(f'{type(self).__name__} has no option {unknown}; it has: {known}')
         if d_in<1 or d_sae<1: raise BadInput(f'd_in and d_sae must be at least 1, not {d_in} and {d_sae}')
-        self.cfg = dict(architecture=self.architecture, d_in=d_in, d_sae=d_sae, seed=seed, **options)
+        self.cfg = dict(architecture=self.architecture, d_in=d_in, d_sae=d_sae, seed=seed, **{**self.defaults,**options})
         W_dec = F.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed)), dim=1)
         self.W_dec,self.b_dec = nn.Parameter(W_dec),nn.Parameter(torch.zeros(d_in))
         self.enc,self.b_enc = nn.Parameter(W_dec.clone()),nn.Parameter(torch.zeros(d_sae))
@@ -234,13 +228,6 @@ def register(
     architectures[cls.architecture] = cls
     return cls
 
-def register_reader(
-    f, # from a name and options to an SAE
-):
-    "Decorator: make a function that opens SAEs known by its name."
-    readers[f.__name__] = f
-    return f
-
 # %% ../../nbs/saes/10_base.ipynb #a5f65b87
 def make_sae(
     architecture:str, # a registered name
@@ -252,6 +239,14 @@ def make_sae(
     return architectures[architecture](**kw)
 
 # %% ../../nbs/saes/10_base.ipynb #0e9f3cb9
+def _saelens_cfg(sae, arch, metadata):
+    only_topk = dict(k=sae.cfg['k'], rescale_acts_by_decoder_norm=False) if arch=='topk' else {}
+    record = dict(training_architecture=sae.architecture, sae_notebooks=sae.cfg, made_by=made_by(), **metadata)
+    return dict(architecture={'relu':'standard'}.get(arch, arch), d_in=sae.d_in, d_sae=sae.d_sae, dtype='float32',
+        device='cpu', apply_b_dec_to_input=True, normalize_activations='none', reshape_activations='none',
+        **only_topk, metadata=record)
+
+# %% ../../nbs/saes/10_base.ipynb #1e5208d7
 def save_sae(
     sae:SAE,            # any registered architecture
     path:str|Path,      # a folder
@@ -265,12 +260,7 @@ def save_sae(
     if 'threshold' in tensors:
         arch,tensors['threshold'] = 'jumprelu',tensors['threshold'].expand(sae.d_sae).clone()
     with atomic(path/'sae_weights.safetensors') as tmp: save_file(tensors, tmp)
-    record = dict(training_architecture=sae.architecture, sae_notebooks=sae.cfg, made_by=made_by(), **(metadata or {}))
-    write_json(path/'cfg.json', dict(
-        architecture={'relu':'standard'}.get(arch, arch), d_in=sae.d_in, d_sae=sae.d_sae, dtype='float32', device='cpu',
-        apply_b_dec_to_input=True, normalize_activations='none', reshape_activations='none',
-        **({'k':sae.cfg['k'],'rescale_acts_by_decoder_norm':False} if arch=='topk' else {}),
-        metadata=record))
+    write_json(path/'cfg.json', _saelens_cfg(sae, arch, metadata or {}))
 
 # %% ../../nbs/saes/10_base.ipynb #7e16cc8a
 def sound(
@@ -319,9 +309,9 @@ def load_sae(
     if not (path/'cfg.json').is_file(): raise NotFound(f'no SAE at {path} (no cfg.json there)')
     cfg = read_json(path/'cfg.json').get('metadata',{}).get('sae_notebooks')
     if cfg is None: raise BadInput(f'{path}/cfg.json was not written by this library')
-    sae = make_sae(**cfg)
     try: tensors = load_file(path/'sae_weights.safetensors')
     except Exception as e: raise BadInput(f'{path}/sae_weights.safetensors is missing or damaged: {e}') from e
+    sae = make_sae(**cfg)
     ours,saved = getattr(sae,'threshold',None),tensors.get('threshold')
     if None not in (ours,saved) and ours.ndim==0 and saved.unique().numel()>1: sae.threshold = saved.clone()
     load_weights(sae, tensors, str(path))

@@ -16,6 +16,14 @@ from .base import SAE, Fit, register
 from .select import row_codes, topk_rows
 
 # %% ../../nbs/saes/70_guided.ipynb #13519f0a
+def _bce(pre, y, post, pos_weight): # for each entry
+    if not post:
+        weight = torch.tensor(float(pos_weight)).to(pre)
+        return F.binary_cross_entropy_with_logits(pre, y, reduction='none', pos_weight=weight)
+    def log(p): return p.clamp_min(1e-12).log().clamp_min(-100)
+    return -(pos_weight*y*log(pre)+(1-y)*log(1-pre))
+
+# %% ../../nbs/saes/70_guided.ipynb #037f7d65
 def concept_loss(
     pre:Tensor,       # pre_acts of the reserved features, or features in [0,1] with `post`, (n, n_concepts)
     labels:Tensor,    # 1 yes, 0 no, -1 unknown, (n, n_concepts)
@@ -27,14 +35,7 @@ def concept_loss(
     if labels.shape!=pre.shape:
         raise BadInput(f'labels are {tuple(labels.shape)}, the batch has {tuple(pre.shape)} rows and concepts')
     known = (labels>=0).to(pre)
-    y = labels.clamp_min(0).to(pre)
-    if post:
-        log = lambda p: p.clamp_min(1e-12).log().clamp_min(-100)
-        bce = -(pos_weight*y*log(pre)+(1-y)*log(1-pre))
-    else:
-        weight = torch.tensor(float(pos_weight)).to(pre)
-        bce = F.binary_cross_entropy_with_logits(pre, y, reduction='none', pos_weight=weight)
-    total = (bce*known).sum()/len(pre)
+    total = (_bce(pre, labels.clamp_min(0).to(pre), post, pos_weight)*known).sum()/len(pre)
     return total if reduce=='sum' else total/pre.shape[1]
 
 # %% ../../nbs/saes/70_guided.ipynb #e4db2a80
@@ -62,6 +63,8 @@ protocols = dict( # paper: Measuring and Guiding Monosemanticity, section 4, and
     ours  = dict(activation='relu', normalise='none', unit_norm=True, relative=False, exempt=True),
     paper = dict(activation='sigmoid', normalise='layer', unit_norm=False, relative=True, exempt=False),
 )
+
+# %% ../../nbs/saes/70_guided.ipynb #bb3c0c4a
 _choices = dict(activation=('relu','sigmoid'), normalise=('none','layer'), bce_on=('pre','post'), reduce=('sum','mean'))
 
 def _settled(c): # the options of c, those that are None as the protocol has them

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.files import BadInput, NotFound, atomic, make_folder, read_json, write_json
-from .base import SAE, load_sae, load_weights, make_sae, register_reader, save_sae, sound
+from .base import SAE, load_sae, load_weights, make_sae, readers, save_sae, sound
 
 # %% ../../nbs/saes/80_interop.ipynb #8e108f69
 @dataclass(frozen=True)
@@ -43,17 +43,19 @@ layouts = [
 ]
 
 # %% ../../nbs/saes/80_interop.ipynb #e49fd9b3
+def _opened(path):
+    if path.suffix=='.safetensors':
+        from safetensors.torch import load_file
+        return load_file(path)
+    if path.suffix!='.npz': return torch.load(path, map_location='cpu', weights_only=True)
+    with np.load(path, allow_pickle=False) as z: return {k:torch.from_numpy(z[k]) for k in z.files}
+
+# %% ../../nbs/saes/80_interop.ipynb #4e6d6cd9
 def read_tensors(
     path:Path, # .safetensors, .npz or .pt
 )->dict:       # name -> float32 Tensor
     "The tensors of a file. Raises `BadInput` for a damaged file, and for one that would run code when opened."
-    try:
-        if path.suffix=='.safetensors':
-            from safetensors.torch import load_file
-            found = load_file(path)
-        elif path.suffix=='.npz':
-            with np.load(path, allow_pickle=False) as z: found = {k:torch.from_numpy(z[k]) for k in z.files}
-        else: found = torch.load(path, map_location='cpu', weights_only=True)
+    try: found = _opened(path)
     except Exception as e:
         why = f'{type(e).__name__}: {str(e)[:200]}'
         raise BadInput(f'{path} is damaged, or holds more than tensors and is not opened: {why}') from e
@@ -70,6 +72,7 @@ def _find(tensors, names):
         if t is not None: return t.T.contiguous() if name.endswith('.T') else t
     return None
 
+# %% ../../nbs/saes/80_interop.ipynb #27f34469
 def _weights(layout, tensors, file):
     "Our weights by our names; None where the file has none."
     if any(k.lower() in ('w_skip','affine_skip_connection') for k in tensors):
@@ -86,17 +89,14 @@ def _weights(layout, tensors, file):
 # %% ../../nbs/saes/80_interop.ipynb #6f0dd2a7
 def _layout_of(path):
     "Which layout, the file of its weights, the folder of its settings."
-    dl = next(l for l in layouts if l.name=='dictionary_learning') # its .pt files have all sorts of names
-    if path.is_file():
-        folder = path.parent.parent if 'checkpoints' in path.parent.name else path.parent
-        for l in layouts:
-            if any(path.name==Path(w).name for w in l.weights): return l,path,folder
-        if path.suffix in ('.pt','.pth'): return dl,path,path.parent
+    folder = path if path.is_dir() else path.parent.parent if 'checkpoints' in path.parent.name else path.parent
     for l in layouts:
         for w in l.weights:
-            if (path/w).is_file(): return l,path/w,path
-    pts = sorted(path.glob('*.pt'))
-    if pts: return dl,pts[-1],path
+            file = path/w if path.is_dir() else path
+            if file.is_file() and file.name==Path(w).name: return l,file,folder
+    pts = sorted(path.glob('*.pt')) if path.is_dir() else [path] if path.suffix in ('.pt','.pth') else []
+    dl = next(l for l in layouts if l.name=='dictionary_learning') # its .pt files have all sorts of names
+    if pts: return dl,pts[-1],pts[-1].parent
     raise NotFound(f'{path} holds no SAE in a known layout: {", ".join(l.weights[0] for l in layouts)}')
 
 # %% ../../nbs/saes/80_interop.ipynb #7596fb09
@@ -150,6 +150,7 @@ def _sparsify(cfg, tensors, source):
         raise BadInput(f'{source} uses {cfg.get("activation")!r}{signed}: only topk is known')
     return Settings('topk', dict(k=int(cfg['k'])))
 
+# %% ../../nbs/saes/80_interop.ipynb #32a956d7
 def _llama_scope(cfg, tensors, source):
     act,norm,root = cfg.get('act_fn','jumprelu'),cfg.get('dataset_average_activation_norm'),cfg['d_model']**.5
     if act.lower() not in ('jumprelu','topk'): raise BadInput(f'{source}: activation {act!r} is not known')
@@ -173,7 +174,15 @@ def _as_ours(w, s):
     if not s.subtracts: w['b_enc'] = w['b_enc']+w['enc']@w['b_dec'] # ours does: put back what that takes away
     return w
 
-# %% ../../nbs/saes/80_interop.ipynb #380de518
+def _made(w, s, source): # an SAE of these weights and settings
+    w = {k:v for k,v in _as_ours(w, s).items() if v is not None}
+    arch = 'topk' if s.architecture=='batchtopk' and 'threshold' not in w else s.architecture
+    d_sae,d_in = w['enc'].shape
+    sae = make_sae(arch, d_in=d_in, d_sae=d_sae, **s.options)
+    sae.unit_norm = bool(torch.allclose(w['W_dec'].norm(dim=1), torch.ones(()), atol=1e-3))
+    return load_weights(sae, {sae.file_names.get(k,k):(v.T if k=='enc' else v) for k,v in w.items()}, source)
+
+# %% ../../nbs/saes/80_interop.ipynb #2b2abea2
 @torch.no_grad()
 def read_sae(
     path:str|Path,    # a folder, or a weights file
@@ -187,13 +196,7 @@ def read_sae(
     if layout.name=='saelens' and 'sae_notebooks' in cfg.get('metadata',{}): return load_sae(folder, strict)
     tensors = read_tensors(file)
     w = _weights(layout, tensors, file)
-    settings = _rules[layout.name](cfg, tensors, file)
-    w = {k:v for k,v in _as_ours(w, settings).items() if v is not None}
-    arch = 'topk' if settings.architecture=='batchtopk' and 'threshold' not in w else settings.architecture
-    d_sae,d_in = w['enc'].shape
-    sae = make_sae(arch, d_in=d_in, d_sae=d_sae, **settings.options)
-    sae.unit_norm = bool(torch.allclose(w['W_dec'].norm(dim=1), torch.ones(()), atol=1e-3))
-    load_weights(sae, {sae.file_names.get(k,k):(v.T if k=='enc' else v) for k,v in w.items()}, str(file))
+    sae = _made(w, _rules[layout.name](cfg, tensors, file), str(file))
     sae.source = dict(layout=layout.name, path=str(file.name), cfg=cfg)
     return sound(sae, str(file)) if strict else sae
 
@@ -212,7 +215,6 @@ def _download(name, revision):
     return Path(root,*inside)
 
 # %% ../../nbs/saes/80_interop.ipynb #1c9cba22
-@register_reader
 def from_pretrained(
     name:str|Path,         # a path, or owner/repository/folder on the hub
     revision:str|None=None,# of the repository
@@ -225,6 +227,8 @@ def from_pretrained(
         raise NotFound(f'{name} is neither an existing path nor owner/repository/folder on the hub')
     return read_sae(_download(name, revision), strict)
 
+readers['from_pretrained'] = from_pretrained # what SAE.from_pretrained calls
+
 # %% ../../nbs/saes/80_interop.ipynb #365e7362
 def _write_saelens(sae, path):
     arch = sae.architecture
@@ -232,6 +236,7 @@ def _write_saelens(sae, path):
         raise BadInput(f'SAELens has no architecture for {arch!r}')
     save_sae(sae, path)
 
+# %% ../../nbs/saes/80_interop.ipynb #2086d8f0
 def _write_sparsify(sae, path):
     if sae.architecture!='topk': raise BadInput(f'sparsify has only topk, not {sae.architecture!r}')
     from safetensors.torch import save_file
@@ -240,7 +245,7 @@ def _write_sparsify(sae, path):
     write_json(path/'cfg.json', dict(activation='topk', expansion_factor=sae.d_sae//sae.d_in, normalize_decoder=True,
         num_latents=sae.d_sae, k=sae.cfg['k'], multi_topk=False, skip_connection=False, transcode=False, d_in=sae.d_in))
 
-# %% ../../nbs/saes/80_interop.ipynb #2086d8f0
+# %% ../../nbs/saes/80_interop.ipynb #c4deb47e
 @torch.no_grad()
 def _for_dictionary_learning(sae):
     arch,W,D,b,c = sae.architecture,sae.enc.clone(),sae.W_dec.clone(),sae.b_enc.clone(),sae.b_dec.clone()
@@ -256,6 +261,7 @@ def _for_dictionary_learning(sae):
     if arch=='matryoshka': return matrices|chosen|dict(group_sizes=torch.tensor(sae.sizes))
     return layers|dict(b_dec=c)|chosen
 
+# %% ../../nbs/saes/80_interop.ipynb #bb99e1bd
 def _write_dictionary_learning(sae, path):
     arch,classes = sae.architecture,{a:name for name,a in _dict_class.items() if name!='AutoEncoderNew'}
     if arch not in classes: raise BadInput(f'dictionary_learning has no architecture for {arch!r}')
