@@ -59,7 +59,7 @@ class Autoencoder(nn.Module):
         unknown,known = ', '.join(sorted(set(options)-set(self.defaults))),', '.join(self.defaults) or 'none'
         if unknown: raise BadInput(f'{type(self).__name__} has no option {unknown}; it has: {known}')
         if d_in<1 or d_sae<1: raise BadInput(f'd_in and d_sae must be at least 1, not {d_in} and {d_sae}')
-        self.cfg = dict(architecture=self.architecture, d_in=d_in, d_sae=d_sae, seed=seed, **{**self.defaults,**options})
+        self.cfg = dict(architecture=self.architecture, d_in=d_in, d_sae=d_sae, seed=seed, **self.defaults)|options
         W_dec = F.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed)), dim=1)
         self.W_dec,self.b_dec = nn.Parameter(W_dec),nn.Parameter(torch.zeros(d_in))
         self.enc,self.b_enc = nn.Parameter(W_dec.clone()),nn.Parameter(torch.zeros(d_sae))
