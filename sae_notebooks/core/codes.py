@@ -24,23 +24,27 @@ class Codes:
     idx:Tensor     # feature of each entry, (nnz,) int64
     val:Tensor     # its activation, (nnz,)
     d_sae:int      # number of features, the width of the dense matrix
-    known:dict = field(default_factory=dict, repr=False) # what was computed of the places, shared by codes that differ in values alone
+    cache:dict = field(default_factory=dict, repr=False) # worked out from the places; shared while only values differ
 
     def __len__(self): return len(self.row_ptr)-1
     @property
     def shape(self)->tuple: return len(self),self.d_sae
-    def with_val(self, val:Tensor)->'Codes': return Codes(self.row_ptr, self.idx, val, self.d_sae, self.known) # other values at the same places
-    def __repr__(self): return f'Codes: {len(self)} rows, {self.d_sae} features, L0 {self.val.numel()/max(len(self),1):.1f}'
+    def __repr__(self):
+        return f'Codes: {len(self)} rows, {self.d_sae} features, L0 {self.val.numel()/max(len(self),1):.1f}'
     @property
-    def rows(self)->Tensor: # (nnz,)
-        if 'rows' not in self.known: self.known['rows'] = torch.repeat_interleave(torch.arange(len(self), device=self.idx.device), self.row_ptr.diff(), output_size=len(self.idx))
-        return self.known['rows']
-    def to_dense(self)->Tensor: return self.val.new_zeros(len(self), self.d_sae).index_put((self.rows, self.idx), self.val) # (n, d_sae)
-    def to(self, *a, **kw)->'Codes':
-        ptr = self.row_ptr.to(*a,**_nodtype(kw))
-        return Codes(ptr, self.idx.to(*a,**_nodtype(kw)), self.val.to(*a,**kw), self.d_sae, self.known if ptr.device==self.row_ptr.device else {})
-
-def _nodtype(kw): return {k:v for k,v in kw.items() if k!='dtype'}
+    def rows(self)->Tensor: # the row of each entry, (nnz,)
+        if 'rows' not in self.cache:
+            row = torch.arange(len(self), device=self.idx.device)
+            self.cache['rows'] = torch.repeat_interleave(row, self.row_ptr.diff(), output_size=len(self.idx))
+        return self.cache['rows']
+    def with_val(self, val:Tensor)->'Codes': # other values at the same places
+        return Codes(self.row_ptr, self.idx, val, self.d_sae, self.cache)
+    def to_dense(self)->Tensor: # (n, d_sae)
+        return self.val.new_zeros(len(self), self.d_sae).index_put((self.rows, self.idx), self.val)
+    def to(self, *a, **kw)->'Codes': # as Tensor.to; a dtype is for the values
+        place = {k:v for k,v in kw.items() if k!='dtype'}
+        ptr,idx = self.row_ptr.to(*a,**place),self.idx.to(*a,**place)
+        return Codes(ptr, idx, self.val.to(*a,**kw), self.d_sae, self.cache if ptr.device==self.row_ptr.device else {})
 
 # %% ../../nbs/core/30_codes.ipynb #4e5ad039
 def dense_to_codes(
@@ -70,8 +74,9 @@ def cat_codes(
 )->Codes:
     "The rows of all `batches`, one after the other."
     ends = torch.tensor([0]+[b.val.numel() for b in batches]).cumsum(0).tolist()
-    ptr = torch.cat([b.row_ptr[:-1]+e for b,e in zip(batches,ends)]+[batches[0].row_ptr.new_tensor([ends[-1]])])
-    return Codes(ptr, torch.cat([b.idx for b in batches]), torch.cat([b.val for b in batches]), batches[0].d_sae)
+    begins = [b.row_ptr[:-1]+e for b,e in zip(batches,ends)]
+    row_ptr = torch.cat([*begins, batches[0].row_ptr.new_tensor(ends[-1:])])
+    return Codes(row_ptr, *(torch.cat([getattr(b,k) for b in batches]) for k in ('idx','val')), batches[0].d_sae)
 
 # %% ../../nbs/core/30_codes.ipynb #d410b5f2
 def slice_codes(
@@ -89,16 +94,18 @@ def pick_rows(
     rows,        # positions in any order, or a boolean for each row
 )->Codes:        # (len(rows), d_sae)
     "Some rows."
-    rows = torch.as_tensor(rows); rows = rows.nonzero().flatten() if rows.dtype==torch.bool else rows
-    if len(rows) and not (0<=rows.min() and rows.max()<len(codes)): raise BadInput(f'rows must be between 0 and {len(codes)-1}')
-    many = codes.row_ptr.diff()[rows]; ptr = F.pad(many.cumsum(0),(1,0))
-    at = torch.repeat_interleave(codes.row_ptr[rows]-ptr[:-1], many)+torch.arange(int(ptr[-1]), device=rows.device)
+    rows = torch.as_tensor(rows)
+    if rows.dtype==torch.bool: rows = rows.nonzero().flatten()
+    outside = len(rows) and not (0<=rows.min() and rows.max()<len(codes))
+    if outside: raise BadInput(f'rows must be between 0 and {len(codes)-1}')
+    n_entries = codes.row_ptr.diff()[rows]
+    ptr = F.pad(n_entries.cumsum(0), (1,0))
+    at = torch.repeat_interleave(codes.row_ptr[rows]-ptr[:-1], n_entries)+torch.arange(int(ptr[-1]), device=rows.device)
     return Codes(ptr, codes.idx[at], codes.val[at], codes.d_sae)
 
-
-
 # %% ../../nbs/core/30_codes.ipynb #6e288ba8
-def _bag(idx, W, ptr, val): return F.embedding_bag(idx, W.detach(), ptr, mode='sum', per_sample_weights=val.detach(), include_last_offset=True)
+def _bag(idx, W, ptr, val): # sums of rows of W, without gradient
+    return F.embedding_bag(idx, W.detach(), ptr, mode='sum', per_sample_weights=val.detach(), include_last_offset=True)
 
 # %% ../../nbs/core/30_codes.ipynb #f1a16047
 def row_dots(
@@ -106,22 +113,23 @@ def row_dots(
     W:Tensor,    # one vector for each feature, (d_sae, d)
     codes:Codes, # which pairs, (n, d_sae)
 )->Tensor:       # (nnz,)
-    "The dot product of `a[row]` and `W[feature]` for each entry, without gathering either: `embedding_bag`'s own gradient."
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(a.contiguous(), W, codes.idx, codes.row_ptr[:-1], codes.rows, 0)
+    "The dot product of `a[row]` and `W[feature]` for each entry, gathering neither: `embedding_bag`'s own gradient."
+    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward
+    return dots(a.contiguous(), W, codes.idx, codes.row_ptr[:-1], codes.rows, 0)
 
-# %% ../../nbs/core/30_codes.ipynb #f18923b1
+# %% ../../nbs/core/30_codes.ipynb #4ef25ae8
 def transpose(
     codes:Codes, # (n, d_sae)
-)->tuple:        # where each feature begins, (d_sae+1,); the row of each entry, (nnz,); the entry's place in codes, (nnz,)
-    "The entries by feature instead of by row. Computed once for one set of places."
-    if 'turned' not in codes.known:
+)->tuple:        # where each feature begins, (d_sae+1,); row of each entry, (nnz,); its place in codes, (nnz,)
+    "The same entries, listed by feature. Worked out once for one set of places."
+    if 'transposed' not in codes.cache:
         small = torch.int16 if codes.d_sae<2**15 else torch.int32 # short numbers sort faster
         idx,order = codes.idx.to(small).sort(stable=True)
         ptr = torch.searchsorted(idx, torch.arange(codes.d_sae+1, device=idx.device, dtype=small))
-        codes.known['turned'] = ptr,codes.rows[order],order
-    return codes.known['turned']
+        codes.cache['transposed'] = ptr,codes.rows[order],order
+    return codes.cache['transposed']
 
-# %% ../../nbs/core/30_codes.ipynb #4ef25ae8
+# %% ../../nbs/core/30_codes.ipynb #40954f38
 def feature_sums(
     codes:Codes, # whose places count, (n, d_sae)
     val:Tensor,  # a weight for each entry, (nnz,)
@@ -129,7 +137,8 @@ def feature_sums(
 )->Tensor:       # (d_sae, d)
     "For each feature the weighted sum of the rows that used it: `codes.to_dense().T @ x`."
     ptr,rows,order = transpose(codes)
-    if x.dtype==torch.float64 and not x.is_cuda and torch.backends.mkl.is_available(): return _csr_sums(ptr, rows, val[order], x)
+    by_mkl = x.dtype==torch.float64 and not x.is_cuda and torch.backends.mkl.is_available()
+    if by_mkl: return _csr_sums(ptr, rows, val[order], x)
     return _bag(rows, x.contiguous(), ptr, val[order])
 
 # %% ../../nbs/core/30_codes.ipynb #11de4b7b
@@ -139,18 +148,20 @@ def _csr_sums(ptr, rows, val, x):
         warnings.filterwarnings('ignore', message='Sparse (CSR|invariant)') # said once of a beta interface
         return torch.sparse_csr_tensor(ptr, rows, val.detach(), (len(ptr)-1,len(x)), check_invariants=False)@x
 
-# %% ../../nbs/core/30_codes.ipynb #f852db74
+# %% ../../nbs/core/30_codes.ipynb #35962da9
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, val, W_dec, codes):
-        ctx.save_for_backward(val, W_dec); ctx.codes = codes
+        ctx.save_for_backward(val, W_dec)
+        ctx.codes = codes
         return _bag(codes.idx, W_dec, codes.row_ptr, val)
 
     @staticmethod
     def backward(ctx, g):
         val,W_dec = ctx.saved_tensors
-        return (row_dots(g, W_dec, ctx.codes) if ctx.needs_input_grad[0] else None,
-                feature_sums(ctx.codes, val, g) if ctx.needs_input_grad[1] else None, None)
+        d_val = row_dots(g, W_dec, ctx.codes) if ctx.needs_input_grad[0] else None
+        d_dec = feature_sums(ctx.codes, val, g) if ctx.needs_input_grad[1] else None
+        return d_val,d_dec,None
 
 # %% ../../nbs/core/30_codes.ipynb #73c1f56f
 def sparse_decode(
@@ -158,5 +169,6 @@ def sparse_decode(
     W_dec:Tensor, # dictionary, (d_sae, d_in)
 )->Tensor:        # (n, d_in)
     "`feature_acts @ W_dec` from the entries that are not zero; differentiable in `codes.val` and `W_dec`."
-    if codes.d_sae!=len(W_dec): raise BadInput(f'codes of {codes.d_sae} features do not fit a dictionary of {len(W_dec)}')
+    if codes.d_sae!=len(W_dec):
+        raise BadInput(f'codes of {codes.d_sae} features do not fit a dictionary of {len(W_dec)}')
     return _Decode.apply(codes.val.to(W_dec.dtype), W_dec, codes)

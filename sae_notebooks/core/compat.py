@@ -18,8 +18,9 @@ def import_torchvision():
     except RuntimeError as e:
         if 'torchvision::' not in str(e): raise
     for name in [m for m in sys.modules if m.split('.')[0]=='torchvision']: del sys.modules[name]
-    import_torchvision.lib = torch.library.Library('torchvision', 'FRAGMENT') # kept: collected, it would take its operators along
-    for op in ('nms','qnms'): import_torchvision.lib.define(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    lib = torch.library.Library('torchvision', 'FRAGMENT')
+    for op in ('nms','qnms'): lib.define(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    import_torchvision.lib = lib # kept: collected, it would take its operators along
     return importlib.import_module('torchvision')
 
 # %% ../../nbs/core/07_compat.ipynb #913d0b85

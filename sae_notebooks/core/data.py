@@ -23,42 +23,45 @@ from .files import BadInput, NotFound, data_uri, inside, read_json, sha256
 def data_folder()->Path: # the folder that holds manifest.json
     "The embedded data: `$SAE_NOTEBOOKS_DATA`, or `data/` beside the package."
     d = Path(os.environ.get('SAE_NOTEBOOKS_DATA') or Path(getfile(BadInput)).resolve().parents[2]/'data')
-    if not (d/'manifest.json').is_file(): raise NotFound(f'no embedded data at {d}: work from a checkout of the repository, or set SAE_NOTEBOOKS_DATA to its data folder')
-    return d
+    if (d/'manifest.json').is_file(): return d
+    raise NotFound(f'no embedded data at {d}: work from a checkout of the repository, '
+                   'or set SAE_NOTEBOOKS_DATA to its data folder')
 
 # %% ../../nbs/core/10_data.ipynb #0a45db5b
 def extra_folder()->Path|None: # None where there is none
-    "More data, for larger runs, that may not be redistributed: `$SAE_NOTEBOOKS_EXTRA`, or `shared/` beside the checkout."
+    "More data, which may not be passed on: `$SAE_NOTEBOOKS_EXTRA`, or `shared/` beside the checkout."
     d = Path(os.environ.get('SAE_NOTEBOOKS_EXTRA') or data_folder().parents[1]/'shared')
     return d if (d/'data').is_dir() else None
 
 # %% ../../nbs/core/10_data.ipynb #be27225c
 def catalogue()->pd.DataFrame: # indexed by name
     "What ships with the project: one row an item, with its kind, content, licence and source."
-    return pd.DataFrame(read_json(data_folder()/'manifest.json')).T.drop(columns='files').rename_axis('name')
+    return pd.DataFrame(_manifest()).T.drop(columns='files').rename_axis('name')
+
+def _manifest(): return read_json(data_folder()/'manifest.json')
+def _named(kind): return [k for k,v in _manifest().items() if v['kind']==kind]
+def _embedded(name, kind): # the file or folder of an embedded item of this kind, or None
+    return data_folder()/_manifest()[str(name)]['path'] if str(name) in _named(kind) else None
 
 # %% ../../nbs/core/10_data.ipynb #7e350bd3
 def verify(
     name:str|None=None, # an item of the catalogue, default all
 )->int:                 # files checked
     "Check the embedded files against their SHA-256; raises `BadInput` naming each that is missing or changed."
-    root,bad,n = data_folder(),[],0
-    man = read_json(root/'manifest.json')
-    for item in [name] if name else man:
-        for f,h in _hashes(root, man[_known(item, man)]):
-            n += 1
-            if not f.is_file() or sha256(f)!=h: bad.append(str(f.relative_to(root)))
-    if bad: raise BadInput(f'{len(bad)} embedded files are missing or changed: {", ".join(bad[:5])}; restore them from the repository')
-    return n
-
-def _known(name, man):
-    if name not in man: raise BadInput(f'no embedded item {name!r}; there are: {", ".join(man)}')
-    return name
+    root,man = data_folder(),_manifest()
+    if name and name not in man: raise BadInput(f'no embedded item {name!r}; there are: {", ".join(man)}')
+    hashes = [fh for item in ([name] if name else man) for fh in _hashes(root, man[item])]
+    bad = [str(f.relative_to(root)) for f,h in hashes if not f.is_file() or sha256(f)!=h]
+    if not bad: return len(hashes)
+    some = ', '.join(bad[:5])
+    raise BadInput(f'{len(bad)} embedded files are missing or changed: {some}; restore them from the repository')
 
 def _hashes(root, item):
     for f,h in item['files'].items():
         yield inside(root, f),h
-        if f.endswith('labels.csv'): yield from ((inside(root/f'{item["path"]}', r['file']),r['sha256']) for r in csv.DictReader(open(root/f, encoding='utf-8')))
+        if not f.endswith('labels.csv'): continue
+        with open(root/f, encoding='utf-8') as table:
+            for r in csv.DictReader(table): yield inside(root/item['path'], r['file']),r['sha256']
 
 # %% ../../nbs/core/10_data.ipynb #12ccc2a8
 @dataclass
@@ -74,7 +77,8 @@ class Images:
     def labels(self)->list: return self.items['label'].tolist() if 'label' in self.items else ['']*len(self)
     def where(self, keep)->'Images':
         "The images for which `keep` (a boolean array, or positions) says so."
-        return Images(self.root, self.items[np.asarray(keep)] if np.asarray(keep).dtype==bool else self.items.iloc[keep])
+        by_flag = np.asarray(keep).dtype==bool
+        return Images(self.root, self.items[np.asarray(keep)] if by_flag else self.items.iloc[keep])
 
 # %% ../../nbs/core/10_data.ipynb #15b96fb9
 def open_image(
@@ -85,7 +89,8 @@ def open_image(
     try:
         with Image.open(path) as im: return ImageOps.exif_transpose(im).convert('RGB')
     except FileNotFoundError as e: raise NotFound(f'no image file {path}') from e
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise BadInput(f'{path} cannot be read as an image: {e}') from e
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise BadInput(f'{path} cannot be read as an image: {e}') from e
 
 # %% ../../nbs/core/10_data.ipynb #6682cdfc
 def open_images(
@@ -95,8 +100,8 @@ def open_images(
     p = _image_folder(src)
     table = p/'labels.csv'
     items = _read_labels(table) if table.is_file() else _walk(p)
-    if not len(items): raise BadInput(f'{p} holds no images (looked for {" ".join(sorted(_suffixes))}, also in sub-folders)')
-    return Images(p, items)
+    if len(items): return Images(p, items)
+    raise BadInput(f'{p} holds no images (looked for {" ".join(sorted(_suffixes))}, also in sub-folders)')
 
 _suffixes = {'.jpg','.jpeg','.png','.webp','.bmp','.gif','.tif','.tiff'}
 
@@ -104,23 +109,25 @@ _suffixes = {'.jpg','.jpeg','.png','.webp','.bmp','.gif','.tif','.tiff'}
 def _image_folder(src):
     if Path(src).is_dir(): return Path(src)
     if Path(src).is_file(): raise BadInput(f'{src} is a file: name the folder that holds the images')
-    man = read_json(data_folder()/'manifest.json')
-    if man.get(str(src),{}).get('kind')=='images': return data_folder()/man[str(src)]['path']
-    if (x:=extra_folder()) and (x/'data'/str(src)/'labels.csv').is_file(): return x/'data'/str(src)
-    names = [k for k,v in man.items() if v['kind']=='images']
-    raise NotFound(f'no folder {str(src)!r}, and no embedded images of that name (there are: {", ".join(names)}; others are looked for in {extra_folder() or "SAE_NOTEBOOKS_EXTRA, which is not set"})')
+    ours,more = _embedded(src,'images'),extra_folder()
+    if ours: return ours
+    if more and (more/'data'/str(src)/'labels.csv').is_file(): return more/'data'/str(src)
+    raise NotFound(f'no folder {str(src)!r}, and no embedded images of that name (there are: '
+        f'{", ".join(_named("images"))}; others are looked for in {more or "SAE_NOTEBOOKS_EXTRA, which is not set"})')
 
 # %% ../../nbs/core/10_data.ipynb #7b9b7575
 def _walk(root):
-    files = sorted(f for f in root.rglob('*') if f.suffix.lower() in _suffixes and f.is_file() and not f.name.startswith('.'))
-    rel = [f.relative_to(root) for f in files]
-    return pd.DataFrame(dict(file=[r.as_posix() for r in rel], label=[r.parts[0] if len(r.parts)>1 else '' for r in rel]))
+    def is_image(f): return f.suffix.lower() in _suffixes and f.is_file() and not f.name.startswith('.')
+    rel = [f.relative_to(root) for f in sorted(root.rglob('*')) if is_image(f)]
+    labels = [r.parts[0] if len(r.parts)>1 else '' for r in rel]
+    return pd.DataFrame(dict(file=[r.as_posix() for r in rel], label=labels))
 
 # %% ../../nbs/core/10_data.ipynb #9c574d97
 def _read_labels(table):
     try: items = pd.read_csv(table, dtype=str, keep_default_na=False)
     except ValueError as e: raise BadInput(f'{table} is not a readable table: {e}') from e
-    if 'file' not in items: raise BadInput(f'{table} has no column "file"; its columns are: {", ".join(items.columns)}')
+    if 'file' not in items:
+        raise BadInput(f'{table} has no column "file"; its columns are: {", ".join(items.columns)}')
     for f in items.file: inside(table.parent, f)
     return items
 
@@ -134,6 +141,7 @@ def image_getter(
         raise BadInput(f'{len(images)} images, the report is of {n}: give those that were measured')
     return images if callable(images) else images.__getitem__
 
+# %% ../../nbs/core/10_data.ipynb #70d3bc94
 def image_uri(
     image,              # a PIL image
     kind:str='jpeg',    # jpeg or png
@@ -141,7 +149,9 @@ def image_uri(
     **options,          # of the file: quality …
 )->str:
     "An image as a `data:` address."
-    if side: image = image.convert('RGB'); image.thumbnail((side,side))
+    if side:
+        image = image.convert('RGB')
+        image.thumbnail((side,side))
     buf = io.BytesIO()
     image.save(buf, kind.upper(), **options)
     return data_uri(buf.getvalue(), f'image/{kind}')
@@ -151,31 +161,33 @@ def model_folder(
     name:str|Path, # an embedded model, a folder, or a published name
 )->str: # a folder, or name itself for the model's own library to find
     "Where a model is. An embedded name becomes its folder; a folder stays; anything else is passed on."
-    man = read_json(data_folder()/'manifest.json') if not Path(name).is_dir() else {}
-    if man.get(str(name),{}).get('kind')=='model': return str(data_folder()/man[str(name)]['path'])
-    if str(name).startswith(('.','/','~')) and not Path(name).expanduser().is_dir(): raise NotFound(f'no model folder {name}')
-    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else str(name)
+    here = Path(name).expanduser()
+    ours = None if Path(name).is_dir() else _embedded(name,'model')
+    if ours: return str(ours)
+    if here.is_dir(): return str(here)
+    if str(name).startswith(('.','/','~')): raise NotFound(f'no model folder {name}')
+    return str(name)
 
 # %% ../../nbs/core/10_data.ipynb #f67602b4
 def open_words(
     src:str|Path='nouns', # an embedded list, or a CSV file with a column word
 )->pd.DataFrame:
     "A vocabulary: one row a word."
-    man = read_json(data_folder()/'manifest.json')
-    p = Path(src) if Path(src).is_file() else data_folder()/man[str(src)]['path'] if man.get(str(src),{}).get('kind')=='words' else None
-    if p is None: raise NotFound(f'no word list {str(src)!r}: name a CSV file, or one of {[k for k,v in man.items() if v["kind"]=="words"]}')
+    p = Path(src) if Path(src).is_file() else _embedded(src,'words')
+    if p is None: raise NotFound(f'no word list {str(src)!r}: name a CSV file, or one of {_named("words")}')
     words = pd.read_csv(p, keep_default_na=False)
-    if 'word' not in words: raise BadInput(f'{p} has no column "word"; its columns are: {", ".join(map(str,words.columns))}')
-    return words
+    if 'word' in words: return words
+    raise BadInput(f'{p} has no column "word"; its columns are: {", ".join(map(str,words.columns))}')
 
 # %% ../../nbs/core/10_data.ipynb #ca2bcd10
 def open_tree(
     src:str|Path='kinds', # an embedded tree, or a CSV file: label, then columns from the root down
 )->pd.DataFrame:          # index: label
     "A taxonomy: one row a label."
-    man = read_json(data_folder()/'manifest.json')
-    p = Path(src) if Path(src).is_file() else data_folder()/man[str(src)]['path'] if man.get(str(src),{}).get('kind')=='tree' else None
-    if p is None: raise NotFound(f'no taxonomy {str(src)!r}: name a CSV file (label, then columns from the root down), or one of {[k for k,v in man.items() if v["kind"]=="tree"]}')
+    p = Path(src) if Path(src).is_file() else _embedded(src,'tree')
+    if p is None:
+        raise NotFound(f'no taxonomy {str(src)!r}: name a CSV file (label, then columns from the root down), '
+                       f'or one of {_named("tree")}')
     tree = pd.read_csv(p, index_col=0, keep_default_na=False, dtype=str)
-    if not tree.shape[1] or not tree.index.is_unique: raise BadInput(f'{p} must hold each label once, and a column for each level below the root')
-    return tree
+    if tree.shape[1] and tree.index.is_unique: return tree
+    raise BadInput(f'{p} must hold each label once, and a column for each level below the root')

@@ -31,8 +31,9 @@ def make_folder(
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path, prefix='.', suffix='.tmp'): pass # killed just now, it leaves what looks like any other leftover
-    except OSError as e: raise BadInput(f'cannot write to {path} ({e.strerror}): name a folder that you may write to') from e
+        with tempfile.NamedTemporaryFile(dir=path, prefix='.', suffix='.tmp'): pass # named like any other leftover
+    except OSError as e:
+        raise BadInput(f'cannot write to {path} ({e.strerror}): name a folder that you may write to') from e
     return path
 
 # %% ../../nbs/core/05_files.ipynb #33df9177
@@ -55,7 +56,8 @@ def write_json(
     obj,           # dicts, lists, strings, numbers
 ):
     "Write `obj` as readable JSON, atomically."
-    with atomic(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)+'\n', encoding='utf-8')
+    text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)+'\n'
+    with atomic(path) as tmp: tmp.write_text(text, encoding='utf-8')
 
 # %% ../../nbs/core/05_files.ipynb #e7b884a8
 def read_json(
@@ -71,15 +73,18 @@ def append_line(
     path:str|Path, # a file of JSON lines
     obj,           # what JSON can hold; NaN is refused
     sync:bool=True,# wait until it is on the disk
-    ascii:bool=False,# other letters as their numbers (\u00e9), also those that UTF-8 does not have
 ):
-    "Append one line of JSON, durably; a torn line of an earlier run is closed first."
-    line = json.dumps(obj, allow_nan=False, ensure_ascii=ascii).encode()
+    "Append one line of JSON, durably; a torn line of an earlier run is ended first."
+    line = json.dumps(obj, allow_nan=False, ensure_ascii=False).encode()
     with open(path,'ab+') as f:
-        torn = f.tell()>0 and (f.seek(-1,2), f.read(1))[1]!=b'\n'
+        size = f.tell()
+        f.seek(max(size-1,0))
+        torn = size>0 and f.read(1)!=b'\n'
         f.write(b'\n'*torn+line+b'\n')
-        if sync: f.flush(); os.fsync(f.fileno())
+        f.flush()
+        if sync: os.fsync(f.fileno())
 
+# %% ../../nbs/core/05_files.ipynb #8de62af2
 def read_lines(
     path:str|Path, # a file of JSON lines
 )->list:
@@ -115,19 +120,19 @@ def sha256(
     path:str|Path, # a file
 )->str:            # 64 hexadecimal digits
     "The SHA-256 of a file, read in blocks."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib,'file_digest') else _digest(f)
-
-def _digest(f):
     h = hashlib.sha256()
-    while b:=f.read(1<<20): h.update(b)
+    with open(path, 'rb') as f:
+        while block:=f.read(1<<20): h.update(block)
     return h.hexdigest()
 
-# %% ../../nbs/core/05_files.ipynb #2b15e9d7
+# %% ../../nbs/core/05_files.ipynb #fba594aa
 def fingerprint(
     obj, # anything JSON can hold
 )->str:  # 16 hexadecimal digits
     "A short hash of settings, the same for the same content whatever the order of its keys."
     return hashlib.sha256(json.dumps(obj, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+# %% ../../nbs/core/05_files.ipynb #1b7475ce
 def made_by()->dict: # library -> version
     "The versions that decide what a result is, for its record."
     from importlib.metadata import PackageNotFoundError, version
@@ -144,4 +149,5 @@ def progress_bar(
 ):
     "A tqdm bar."
     from tqdm.auto import tqdm
-    return tqdm(*args, disable=not show or os.environ.get('TQDM_DISABLE','0') not in ('','0'), **kw)
+    silenced = os.environ.get('TQDM_DISABLE','0') not in ('','0')
+    return tqdm(*args, disable=not show or silenced, **kw)

@@ -15,11 +15,15 @@ from torch import Tensor
 # %% ../../nbs/core/20_processes.ipynb #eb83e8ca
 @contextmanager
 def process_group():
-    "Yields (rank, number of processes, a function that waits for the others)."
+    "Yields (rank, number of processes, a function that waits for the others). Ends the group only if it began it."
     import torch.distributed as dist
     world,ours = int(os.environ.get('WORLD_SIZE','1')),False
-    if world==1 or not dist.is_available(): yield 0,1,lambda: None; return
-    if not dist.is_initialized(): dist.init_process_group('gloo'); ours = True
+    if world==1 or not dist.is_available():
+        yield 0,1,lambda: None
+        return
+    if not dist.is_initialized():
+        dist.init_process_group('gloo')
+        ours = True
     group = dist.group.WORLD if dist.get_backend()=='gloo' else dist.new_group(backend='gloo')
     try: yield dist.get_rank(),dist.get_world_size(),lambda: dist.barrier(group=group)
     finally:

@@ -15,5 +15,6 @@ def seeded(
     name:str, # what the numbers are for
     seed:int, # which repetition
 )->torch.Generator:
-    "A random generator that shares no numbers with `torch.manual_seed(seed)` or with a stream of another name."
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f'{name}/{seed}'.encode()).digest()[:7], 'big'))
+    "A random generator that shares no numbers with `torch.manual_seed(seed)` or with a generator of another name."
+    digest = hashlib.sha256(f'{name}/{seed}'.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], 'big'))

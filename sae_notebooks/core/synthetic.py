@@ -20,21 +20,22 @@ from .seeds import seeded
 class Planted:
     "Superposed features with known directions and frequencies."
     directions:Tensor # unit rows, (n_features, d_in)
-    freq:Tensor       # probability that each is on, (n_features,)
+    freq:Tensor       # probability that each is active, (n_features,)
     noise:float       # standard deviation of the noise added to each coordinate
 
     def sample(self, n:int, seed:int)->tuple[Tensor,Codes]:
         "Draw `n` rows: the activations `x`, (n, d_in), and the planted codes, (n, n_features)."
         g = seeded('planted rows', seed)
-        on = (torch.rand(n, len(self.freq), generator=g)<self.freq).flatten().nonzero().squeeze(1)
-        codes = flat_to_codes(on, 1+torch.rand(len(on), generator=g), n, len(self.freq))
-        return sparse_decode(codes, self.directions)+self.noise*torch.randn(n, self.directions.shape[1], generator=g), codes
+        active = (torch.rand(n, len(self.freq), generator=g)<self.freq).flatten().nonzero().squeeze(1)
+        codes = flat_to_codes(active, 1+torch.rand(len(active), generator=g), n, len(self.freq))
+        noise = self.noise*torch.randn(n, self.directions.shape[1], generator=g)
+        return sparse_decode(codes, self.directions)+noise, codes
 
-# %% ../../nbs/core/40_synthetic.ipynb #a992dfec
+# %% ../../nbs/core/40_synthetic.ipynb #f2a9c823
 def plant(
     d_in:int=32,         # dimensions
     n_features:int=64,   # concepts, more than dimensions
-    l0:float=3.,         # concepts on in a row, on average
+    l0:float=3.,         # active concepts in a row, on average
     power:float=.5,      # frequency of the r-th concept ~ r**-power; 0 makes them equal
     noise:float=.02,     # per coordinate, in units of the smallest magnitude
     seed:int=0,
@@ -42,7 +43,8 @@ def plant(
     "Random directions with frequencies that sum to `l0`."
     freq = torch.arange(1, n_features+1)**-power
     freq = freq*l0/freq.sum()
-    if freq.max()>1: raise BadInput(f'l0={l0} of {n_features} features with power={power} would need a frequency above 1')
+    if freq.max()>1:
+        raise BadInput(f'l0={l0} of {n_features} features with power={power} would need a frequency above 1')
     d = torch.randn(n_features, d_in, generator=seeded('planted directions', seed))
     return Planted(d/d.norm(dim=1,keepdim=True), freq, noise)
 

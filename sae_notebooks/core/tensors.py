@@ -17,9 +17,7 @@ from torch import Tensor
 
 from .files import BadInput, NotFound
 
-# %% ../../nbs/core/15_tensors.ipynb #7d39c9fd
-_types = dict(F64=(np.float64,None), F32=(np.float32,None), F16=(np.float16,None), BF16=(np.int16,torch.bfloat16), I64=(np.int64,None), I32=(np.int32,None))
-
+# %% ../../nbs/core/15_tensors.ipynb #67c3a9fb
 @dataclass
 class Place:
     "Where a tensor lies in a file."
@@ -29,6 +27,19 @@ class Place:
     shape:tuple         # of the tensor
     start:int           # first byte
 
+# %% ../../nbs/core/15_tensors.ipynb #c1f633fa
+_types = dict(F64=(np.float64,None), F32=(np.float32,None), F16=(np.float16,None), BF16=(np.int16,torch.bfloat16),
+              I64=(np.int64,None), I32=(np.int32,None))
+
+def _place(path, start, size, dtype, shape, data_offsets):
+    (np_type,view),(a,b) = _types[dtype],data_offsets
+    if not all(type(i) is int and i>=0 for i in (a,b,*shape)): raise ValueError('a shape or an offset is no count')
+    n_bytes = int(np.prod(shape,dtype=object))*np.dtype(np_type).itemsize
+    if b-a!=n_bytes: raise ValueError('shape and bytes disagree')
+    if start+b>size: raise ValueError(f'{size} bytes, {start+b} are needed')
+    return Place(path, np.dtype(np_type), view, tuple(shape), start+a)
+
+# %% ../../nbs/core/15_tensors.ipynb #6fe1b2aa
 def tensor_places(
     path:str|Path, # a safetensors file
 )->dict:           # name -> Place
@@ -38,25 +49,22 @@ def tensor_places(
         with open(path,'rb') as f:
             size,n = os.fstat(f.fileno()).st_size,int.from_bytes(f.read(8),'little')
             if not 0<n<=min(size,100_000_000): raise ValueError(f'{size} bytes without a header')
-            return {k:_place(path, 8+n, size, **v) for k,v in json.loads(f.read(n)).items() if k!='__metadata__'}
+            header = json.loads(f.read(n))
+        return {k:_place(path, 8+n, size, **v) for k,v in header.items() if k!='__metadata__'}
     except FileNotFoundError as e: raise NotFound(f'{path} is missing') from e
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as e: raise BadInput(f'{path} is damaged or cut short: {e}') from e
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as e:
+        raise BadInput(f'{path} is damaged or cut short: {e}') from e
 
-def _place(path, start, size, dtype, shape, data_offsets):
-    (np_type,view),(a,b) = _types[dtype],data_offsets
-    if not all(type(i) is int and i>=0 for i in (a,b,*shape)): raise ValueError('a shape or an offset is no count')
-    if b-a!=int(np.prod(shape,dtype=object))*np.dtype(np_type).itemsize: raise ValueError('shape and bytes disagree')
-    if start+b>size: raise ValueError(f'{size} bytes, {start+b} are needed')
-    return Place(path, np.dtype(np_type), view, tuple(shape), start+a)
-
-# %% ../../nbs/core/15_tensors.ipynb #aec80dbb
+# %% ../../nbs/core/15_tensors.ipynb #c085feee
 def map_tensors(
     path:str|Path, # a safetensors file
 )->dict:           # name -> (array, torch dtype to view it as, or None)
     "The arrays of a safetensors file, memory-mapped read-only. Raises as `tensor_places` does."
-    def mapped(p): return np.memmap(p.path, p.dtype, 'r', p.start, p.shape) if 0 not in p.shape else np.empty(p.shape, p.dtype)
+    def mapped(p): # nothing can be mapped where there is nothing
+        return np.memmap(p.path, p.dtype, 'r', p.start, p.shape) if 0 not in p.shape else np.empty(p.shape, p.dtype)
     return {k:(mapped(p),p.view) for k,p in tensor_places(path).items()}
 
+# %% ../../nbs/core/15_tensors.ipynb #aec80dbb
 def read_rows(
     f,              # the file, opened for reading without a buffer
     place:Place,    # a tensor of shape (n, d) in it
@@ -67,5 +75,6 @@ def read_rows(
     f.seek(place.start+lo*out.strides[0])
     want = memoryview(out.reshape(-1).view(np.uint8))
     while len(want):
-        if not (n:=f.readinto(want)): raise BadInput(f'{place.path} ended {len(want)} bytes too early: it was cut short while being read')
+        n = f.readinto(want)
+        if not n: raise BadInput(f'{place.path} ended {len(want)} bytes too early: it was cut short while being read')
         want = want[n:]

@@ -12,29 +12,33 @@ from torch import Tensor, nn
 from ..core.codes import Codes
 from ..core.files import BadInput
 from .base import SAE, register
-from .topk import above_threshold
+from .topk import above
 
 # %% ../../nbs/saes/40_jumprelu.ipynb #553f5ed1
 class _Jump(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, theta, band):
-        ctx.save_for_backward(z, theta); ctx.band = band
+        ctx.save_for_backward(z, theta)
+        ctx.band = band
         return z*(z>theta)
     @staticmethod
     def backward(ctx, g):
         z,theta = ctx.saved_tensors
-        return g*(z>theta),-theta/ctx.band*((z-theta).abs()<ctx.band/2)*g,None
+        near = (z-theta).abs()<ctx.band/2
+        return g*(z>theta),-theta/ctx.band*near*g,None
 
 # %% ../../nbs/saes/40_jumprelu.ipynb #d0fab387
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, theta, band):
-        ctx.save_for_backward(z, theta); ctx.band = band
+        ctx.save_for_backward(z, theta)
+        ctx.band = band
         return (z>theta).to(z.dtype)
     @staticmethod
     def backward(ctx, g):
         z,theta = ctx.saved_tensors
-        return None,-1/ctx.band*((z-theta).abs()<ctx.band/2)*g,None
+        near = (z-theta).abs()<ctx.band/2
+        return None,-1/ctx.band*near*g,None
 
 # %% ../../nbs/saes/40_jumprelu.ipynb #16c0a8e6
 def jump(
@@ -50,43 +54,42 @@ def step(
     z:Tensor,     # pre_acts, any shape
     theta:Tensor, # thresholds, the same shape
     band:float,   # width of the band for the gradient
-)->Tensor:        # 1 where on, else 0
+)->Tensor:        # 1 where active, else 0
     "Whether `z` exceeds `theta`."
     return _Step.apply(z, theta, band)
 
 # %% ../../nbs/saes/40_jumprelu.ipynb #02281b0b
 @register
 class JumpReLUSAE(SAE):
-    "A learnt threshold for each feature (Rajamanoharan et al. 2024); the threshold SAE of Towards Atoms of Large Language Models, section 4."
+    "A learnt threshold for each feature (Rajamanoharan et al. 2024)."
     architecture = 'jumprelu'
     defaults = dict(l0=1e-3, threshold=1e-3, band=1e-3, penalty='step', target_l0=None, tanh_scale=4.)
 
-    def __init__(self,
-        d_in:int,   # width of the activations
-        d_sae:int,  # number of features
-        seed:int=0, # of the initial dictionary
-        **options,  # changes to defaults
-    ):
-        super().__init__(d_in, d_sae, seed, **options)
-        if self.cfg['penalty'] not in ('step','tanh'): raise BadInput(f'penalty must be step or tanh, not {self.cfg["penalty"]!r}')
-        if not self.cfg['band']>0: raise BadInput(f'band must be above 0, not {self.cfg["band"]}')
-        self.threshold = nn.Parameter(torch.full((d_sae,), float(self.cfg['threshold'])))
+    def set_up(self):
+        penalty,band = self.cfg['penalty'],self.cfg['band']
+        if penalty not in ('step','tanh'): raise BadInput(f'penalty must be step or tanh, not {penalty!r}')
+        if not band>0: raise BadInput(f'band must be above 0, not {band}')
+        self.threshold = nn.Parameter(torch.full((self.d_sae,), float(self.cfg['threshold'])))
 
-    def activate(self, pre_acts): return jump(pre_acts.relu(), self.threshold.expand_as(pre_acts), self.cfg['band'])
-    def infer(self, pre_acts): return above_threshold(pre_acts, self.threshold.detach().clamp_min(0))
-    def select(self, pre_acts): return (pre_acts>(self.threshold-self.cfg['band']/2).clamp_min(0)).flatten().nonzero().squeeze(1)
-    def value(self, pre, codes): return jump(pre, self.threshold[codes.idx], self.cfg['band'])
+    def infer(self, pre_acts): return above(pre_acts, self.threshold.detach().clamp_min(0))
+    def select(self, pre_acts):
+        lower_edge = (self.threshold-self.cfg['band']/2).clamp_min(0)
+        return (pre_acts>lower_edge).flatten().nonzero().squeeze(1)
+    def activate(self, pre_acts):
+        each_row = self.threshold.expand_as # once for each use: gradients are summed over rows before they are added
+        return self._jump(pre_acts.relu(), each_row(pre_acts), each_row(pre_acts))
+    def value(self, pre, codes):
+        theta = self.threshold[codes.idx]
+        return self._jump(pre, theta, theta)
 
-    def train_codes(self, x):
-        with torch.no_grad(): codes = self.choose(xc:=self.centred(x))
-        if codes is None: return self._count(pre:=self.pre_acts(x).relu(), self.threshold.expand_as(pre), self.activate(pre))
-        pre,theta = self.picked(xc, codes),self.threshold[codes.idx]
-        return codes.with_val(self._count(pre, theta, jump(pre, theta, self.cfg['band'])))
-
-    def _count(self, pre, theta, f): # the number on, for the penalty
-        self._on = step(pre, theta, self.cfg['band']).sum() if self.cfg['penalty']=='step' or self.cfg['target_l0'] else torch.tanh(self.cfg['tanh_scale']*f).sum()
+    def _jump(self, pre, theta, theta_of_penalty): # counts what is active on the way
+        c = self.cfg
+        f,counted = jump(pre, theta, c['band']),c['penalty']=='step' or c['target_l0']
+        n = step(pre, theta_of_penalty, c['band']) if counted else torch.tanh(c['tanh_scale']*f)
+        self._n_active = n.sum()
         return f
 
     def penalties(self, x, codes, ramp):
-        n_on,target = self._on/len(x),self.cfg['target_l0']
-        return dict(l0=ramp*self.cfg['l0']*(n_on if not target else (n_on/target-1).square()))
+        l0,target = self._n_active/len(x),self.cfg['target_l0']
+        self._n_active = None # nothing of the graph is kept
+        return dict(l0=ramp*self.cfg['l0']*(l0 if not target else (l0/target-1).square()))

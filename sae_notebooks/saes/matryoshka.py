@@ -32,8 +32,10 @@ def by_group(
     "The entries with a row for each row and group, in this order."
     n,G = len(codes),len(sizes)
     ends = torch.tensor(sizes, device=codes.idx.device).cumsum(0)
-    key,order = (codes.rows*G+torch.bucketize(codes.idx, ends, right=True)).sort(stable=True)
-    return Codes(torch.searchsorted(key, torch.arange(n*G+1, device=key.device)), codes.idx[order], codes.val[order], codes.d_sae)
+    group = torch.bucketize(codes.idx, ends, right=True)
+    key,order = (codes.rows*G+group).sort(stable=True)
+    row_ptr = torch.searchsorted(key, torch.arange(n*G+1, device=key.device))
+    return Codes(row_ptr, codes.idx[order], codes.val[order], codes.d_sae)
 
 # %% ../../nbs/saes/60_matryoshka.ipynb #f9ebc830
 def nested_recons(
@@ -42,7 +44,8 @@ def nested_recons(
     sizes:list,   # of the groups
 )->Tensor:        # for each prefix of groups, without b_dec, (n, G, d_in)
     "Reconstructions from the first group, the first two, …"
-    if isinstance(codes, Codes): parts = sparse_decode(by_group(codes,sizes), W_dec).view(len(codes), len(sizes), -1)
+    if isinstance(codes, Codes):
+        parts = sparse_decode(by_group(codes,sizes), W_dec).view(len(codes), len(sizes), -1)
     else: parts = torch.stack([f@w for f,w in zip(codes.split(sizes,1), W_dec.split(sizes))], 1)
     return parts.cumsum(1)
 
@@ -53,18 +56,16 @@ class MatryoshkaSAE(BatchTopKSAE):
     architecture = 'matryoshka'
     defaults = dict(BatchTopKSAE.defaults, fractions=(.0625,.125,.25,.5625), loss_scale='mean')
 
-    def __init__(self,
-        d_in:int,   # width of the activations
-        d_sae:int,  # number of features
-        seed:int=0, # of the initial dictionary
-        **options,  # changes to defaults
-    ):
-        super().__init__(d_in, d_sae, seed, **options)
-        self.sizes = group_sizes(d_sae, tuple(self.cfg['fractions']))
+    def set_up(self):
+        super().set_up()
+        self.sizes = group_sizes(self.d_sae, tuple(self.cfg['fractions']))
         self.cfg['fractions'] = list(self.cfg['fractions'])
-        if self.cfg['loss_scale'] not in ('mean','sum','code'): raise BadInput(f'loss_scale must be mean, sum (the paper) or code (the published code), not {self.cfg["loss_scale"]!r}')
+        scale = self.cfg['loss_scale']
+        if scale not in ('mean','sum','code'):
+            raise BadInput(f'loss_scale must be mean, sum (the paper) or code (the published code), not {scale!r}')
 
     def recon_loss(self, x, codes, metric=None):
         nested,G = nested_recons(codes, self.W_dec, self.sizes)+self.b_dec,len(self.sizes)
         total = squared((nested-x[:,None]).flatten(0,1), metric)*G
-        return total*dict(mean=1/G, sum=1., code=1/G**2)[self.cfg['loss_scale']],nested[:,-1]
+        factor = dict(mean=1/G, sum=1., code=1/G**2)[self.cfg['loss_scale']]
+        return total*factor,nested[:,-1]
