@@ -1,18 +1,46 @@
 __version__ = "0.1.0"
 
-# The nouns and verbs, loaded when they are first used: importing the package stays quick.
-_names = {
-    'ActStore':'acts.store', 'concat':'acts.store', 'store_rows':'acts.store', 'find_damage':'acts.store', 'Shuffled':'acts.stream', 'extract':'acts.extract', 'load_model':'models.load',
-    'load_vision':'models.vision', 'load_language':'models.language', 'load_llava':'models.llava', 'open_source':'acts.sources', 'push':'acts.share', 'fetch':'acts.share',
-    'open_images':'core.data', 'open_words':'core.data', 'open_tree':'core.data', 'verify':'core.data', 'sites':'models.sites',
-    'Codes':'core.codes', 'capture':'models.hooks', 'replace':'models.hooks', 'points':'models.hooks', 'plant':'core.synthetic',
-    'SAE':'saes.base', 'make_sae':'saes.base', 'load_sae':'saes.base', 'save_sae':'saes.base', 'check':'saes.check', 'from_pretrained':'saes.interop', 'read_sae':'saes.interop', 'save_as':'saes.interop',
-    'LossMetric':'geometry.inner_product', 'power_metric':'geometry.inner_product', 'dimension_weights':'geometry.inner_product', 'mcc':'geometry.recovery',
-    'train':'training.loop', 'TrainConfig':'training.loop', 'train_many':'training.sweep', 'evaluate':'training.loop', 'LivePlot':'training.log',
-    'MonosemanticityScore':'metrics.monosemanticity', 'Reconstruction':'metrics.reconstruction', 'FeatureReport':'metrics.report', 'measure':'metrics.report', 'compare':'metrics.report', 'fms':'metrics.fms', 'fms_many':'metrics.fms',
-    'name':'naming.name', 'name_by_words':'naming.vocabulary', 'embed_words':'naming.vocabulary', 'ServerModel':'models.ask', 'LocalModel':'models.ask', 'score_names':'naming.score', 'browse':'viz.browser', 'FeatureBrowser':'viz.browser',
-    'load_report':'metrics.report', 'write_page':'viz.page', 'report_card':'viz.card',
+# The nouns and verbs by module, loaded when they are first used: importing the package stays quick.
+_modules = {
+    'core.codes': 'Codes',
+    'core.data': 'open_images open_tree open_words verify',
+    'core.synthetic': 'plant',
+    'models.ask': 'LocalModel ServerModel',
+    'models.hooks': 'capture points replace',
+    'models.language': 'load_language',
+    'models.llava': 'load_llava',
+    'models.load': 'load_model',
+    'models.sites': 'sites',
+    'models.vision': 'load_vision',
+    'saes.base': 'load_sae make_sae SAE save_sae',
+    'saes.check': 'check',
+    'saes.interop': 'from_pretrained read_sae save_as',
+    'geometry.inner_product': 'dimension_weights LossMetric power_metric',
+    'geometry.recovery': 'mcc',
+    'acts.combine': 'concat store_rows',
+    'acts.damage': 'find_damage',
+    'acts.extract': 'extract',
+    'acts.share': 'fetch push',
+    'acts.sources': 'open_source',
+    'acts.store': 'ActStore',
+    'acts.stream': 'Shuffled',
+    'training.log': 'LivePlot',
+    'training.loop': 'evaluate train TrainConfig',
+    'training.stack': 'train_many',
+    'metrics.fms': 'fms fms_many',
+    'metrics.measure': 'measure',
+    'metrics.monosemanticity': 'MonosemanticityScore',
+    'metrics.paired': 'compare',
+    'metrics.reconstruction': 'Reconstruction',
+    'metrics.report': 'FeatureReport load_report',
+    'naming.name': 'name',
+    'naming.score': 'score_names',
+    'naming.vocabulary': 'embed_words name_by_words',
+    'viz.browser': 'browse FeatureBrowser',
+    'viz.card': 'report_card',
+    'viz.page': 'write_page',
 }
+_names = {name: module for module,names in _modules.items() for name in names.split()}
 __all__ = sorted(_names)
 
 def __getattr__(name):

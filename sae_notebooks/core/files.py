@@ -73,9 +73,10 @@ def append_line(
     path:str|Path, # a file of JSON lines
     obj,           # what JSON can hold; NaN is refused
     sync:bool=True,# wait until it is on the disk
+    ascii:bool=False,# other letters as their numbers (\u00e9), also those that UTF-8 does not have
 ):
     "Append one line of JSON, durably; a torn line of an earlier run is ended first."
-    line = json.dumps(obj, allow_nan=False, ensure_ascii=False).encode()
+    line = json.dumps(obj, allow_nan=False, ensure_ascii=ascii).encode()
     with open(path,'ab+') as f:
         size = f.tell()
         f.seek(max(size-1,0))

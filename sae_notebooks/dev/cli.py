@@ -187,7 +187,7 @@ def docs(
     out:str='_docs', # folder for the site
 ):
     "Build the site: with Quarto where it is installed, else with pandoc."
-    from sae_notebooks.dev.docs import build_site
+    from sae_notebooks.dev.site import build_site
     print(build_site(out))
 
 # %% ../../nbs/dev/30_cli.ipynb #b8c15444

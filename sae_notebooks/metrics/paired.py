@@ -19,7 +19,9 @@ from ..core.codes import Codes
 from ..core.files import BadInput
 from .monosemanticity import bootstrap
 from .reconstruction import Reconstruction
-from .report import FeatureReport, encode_rows, one_row_each, score_features
+from .report import FeatureReport
+from .measure import encode_rows, one_row_each
+from .scores import score_features
 from ..training.loop import train
 
 # %% ../../nbs/metrics/90_paired.ipynb #6bf0122e

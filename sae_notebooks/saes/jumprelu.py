@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.codes import Codes
 from ..core.files import BadInput
 from .base import SAE, register
-from .topk import above
+from .topk import above_threshold
 
 # %% ../../nbs/saes/40_jumprelu.ipynb #553f5ed1
 class _Jump(torch.autograd.Function):
@@ -71,7 +71,7 @@ class JumpReLUSAE(SAE):
         if not band>0: raise BadInput(f'band must be above 0, not {band}')
         self.threshold = nn.Parameter(torch.full((self.d_sae,), float(self.cfg['threshold'])))
 
-    def infer(self, pre_acts): return above(pre_acts, self.threshold.detach().clamp_min(0))
+    def infer(self, pre_acts): return above_threshold(pre_acts, self.threshold.detach().clamp_min(0))
     def select(self, pre_acts):
         lower_edge = (self.threshold-self.cfg['band']/2).clamp_min(0)
         return (pre_acts>lower_edge).flatten().nonzero().squeeze(1)
