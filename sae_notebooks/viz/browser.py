@@ -131,9 +131,10 @@ class FeatureBrowser:
     )->np.ndarray:           # features
         "Search, filter, sort. Raises `BadInput` for a condition or column that does not exist."
         keep,words = np.ones(len(self.table), bool),query.lower().split()
-        if words:
-            notes = (self.notes.get(k,'').lower() for k in self.table.index)
-            keep &= [all(w in text or w in note for w in words) for text,note in zip(self._texts, notes)]
+        texts = list(self._texts) if words else []
+        for k,note in self.notes.items():
+            if texts and k in self.table.index: texts[self._position(k)] += ' '+note.lower()
+        for word in words: keep &= [word in text for text in texts]
         if where.strip(): keep &= rows_where(self.table, where)
         order = self.order(sort_by, down)
         return self.table.index.to_numpy()[order[keep[order]]]
