@@ -168,7 +168,7 @@ def train_many(
     return [done[i] for i in range(len(saes))]
 
 def _check_stackable(job):
-    if job.cfg.resample_every: raise BadInput('a stack cannot restart dead features: set resample_every=0, or use train')
+    if job.cfg.resample_every: raise BadInput('a stack cannot restart dead features: resample_every=0, or use train')
     if find_group(device=job.device).world>1: raise BadInput('a stack trains in one process: start it without torchrun')
 
 def _train_stacks(job, saes, folders): # both for each stack -> for each stack its trained SAEs
