@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['label_matrix', 'LabelScores', 'auroc', 'label_entropy', 'label_null', 'best_features', 'medsae_scores',
-           'class_mean_score']
+           'medsae_beside_chance', 'held_out_features', 'class_mean_score']
 
 # %% ../../nbs/metrics/35_labels.ipynb #47faecc5
 import numpy as np
@@ -24,23 +24,26 @@ def label_matrix(
     uncertain:str='ignore', # -1 becomes: `ignore` unknown, `zero` absent, `one` present
 )->tuple[Tensor,list]:   # (n, C) float64 of 1, 0 and NaN; names of the columns
     "Labels as numbers. Raises `BadInput` for other values, an unknown policy, or a single class."
-    if uncertain not in ('ignore','zero','one'): raise BadInput(f'uncertain labels can be ignore, zero or one, not {uncertain!r}')
-    if not isinstance(labels, pd.DataFrame) and np.asarray(labels).ndim==1: labels = _one_hot(labels)
-    names = list(map(str,labels.columns)) if isinstance(labels, pd.DataFrame) else [str(c) for c in range(np.shape(labels)[1])]
-    y = np.array(labels, float)
-    if (bad := ~(np.isin(y,(0,1,-1))|np.isnan(y))).any(): raise BadInput(f'labels must be 1, 0, -1 or NaN; row {np.argwhere(bad)[0][0]} has {y[bad][0]} for {names[np.argwhere(bad)[0][1]]!r}')
-    y[y==-1] = dict(ignore=np.nan, zero=0., one=1.)[uncertain]
+    policy = dict(ignore=np.nan, zero=0., one=1.)
+    if uncertain not in policy: raise BadInput(f'uncertain labels can be ignore, zero or one, not {uncertain!r}')
+    if not isinstance(labels, pd.DataFrame):
+        labels = _one_hot(labels) if np.asarray(labels).ndim==1 else pd.DataFrame(np.asarray(labels))
+    names,y = list(map(str,labels.columns)),np.array(labels, float)
+    for row,c in np.argwhere(~(np.isin(y,(0,1,-1))|np.isnan(y))):
+        raise BadInput(f'labels must be 1, 0, -1 or NaN; row {row} has {y[row,c]} for {names[c]!r}')
+    y[y==-1] = policy[uncertain]
     return torch.from_numpy(y),names
 
 # %% ../../nbs/metrics/35_labels.ipynb #cfac3f83
 def _one_hot(labels):
     names = np.unique(np.asarray(labels, dtype=str))
-    if len(names)<2: raise BadInput(f'all {len(labels)} labels are {names[0]!r}: there is nothing to tell apart' if len(names) else 'no labels')
+    if not len(names): raise BadInput('no labels')
+    if len(names)<2: raise BadInput(f'all {len(labels)} labels are {names[0]!r}: there is nothing to tell apart')
     return pd.DataFrame((np.asarray(labels,dtype=str)[:,None]==names).astype(float), columns=names)
 
 # %% ../../nbs/metrics/35_labels.ipynb #809ecdae
 class LabelScores(Metric):
-    "Correlation, class means and detection by being on, of every feature with every label; one pass, mergeable, float64."
+    "Correlation, class means, and detection by being active, of features with labels; one pass, mergeable, float64."
     full_state_update = False
 
     def __init__(self,
@@ -57,20 +60,28 @@ class LabelScores(Metric):
         y:Tensor,  # labels of the same images from `label_matrix`, (n, C)
     ):
         "Add images. Raises `BadInput` for rows that do not match."
-        acts = as_acts(acts)
-        if len(acts)!=len(y): raise BadInput(f'{len(acts)} rows of activations and {len(y)} of labels: they must be of the same images')
-        codes,known = (acts if isinstance(acts, Codes) else dense_to_codes(acts)).to(dtype=torch.float64),(~y.isnan()).double()
-        y,one = y.nan_to_num(0.).double(),torch.ones_like(codes.val)
+        codes = _as_codes(acts, y).to(dtype=torch.float64)
+        known,y = (~y.isnan()).double(),y.nan_to_num(0.).double()
+        one = torch.ones_like(codes.val)
         self.n += known.sum(0); self.n1 += y.sum(0)
-        for name,val,to in (('s',codes.val,known),('ss',codes.val**2,known),('s1',codes.val,y),('on',one,known),('on1',one,y)): getattr(self,name).add_(feature_sums(codes, val, to))
+        for state,val,to in ((self.s,codes.val,known), (self.ss,codes.val**2,known), (self.s1,codes.val,y),
+                             (self.on,one,known), (self.on1,one,y)):
+            state.add_(feature_sums(codes, val, to))
 
-    def compute(self)->dict: # each (d_sae, C): corr (Pearson), mean_diff, precision, recall, f1 of "on"
+    def compute(self)->dict: # each (d_sae, C): corr (Pearson), mean_diff, precision, recall, f1 of "active"
         n,n1 = self.n,self.n1
         cov = self.s1/n-self.s*n1/n**2
         var = ((self.ss/n-(self.s/n)**2).clamp_min(0)*(n1/n)*(1-n1/n))
         corr = torch.where(var>0, cov/var.clamp_min(1e-300).sqrt(), torch.nan)
         prec,rec = self.on1/self.on,self.on1/n1
-        return dict(corr=corr, mean_diff=self.s1/n1-(self.s-self.s1)/(n-n1), precision=prec, recall=rec, f1=2*self.on1/(self.on+n1))
+        mean_diff = self.s1/n1-(self.s-self.s1)/(n-n1)
+        return dict(corr=corr, mean_diff=mean_diff, precision=prec, recall=rec, f1=2*self.on1/(self.on+n1))
+
+# %% ../../nbs/metrics/35_labels.ipynb #88e42b16
+def _as_codes(acts, y):
+    acts = as_acts(acts)
+    if len(acts)!=len(y): raise BadInput(f'{len(acts)} rows of activations and {len(y)} of labels: not the same images')
+    return acts if isinstance(acts, Codes) else dense_to_codes(acts)
 
 # %% ../../nbs/metrics/35_labels.ipynb #9d483453
 def auroc(
@@ -78,9 +89,7 @@ def auroc(
     y:Tensor, # labels from `label_matrix`, (n, C)
 )->dict:      # auroc and se (DeLong), z and p (Mann and Whitney, two-sided, with ties), each (d_sae, C) float64
     "How well each feature ranks images with a label above those without."
-    acts = as_acts(acts)
-    codes = acts if isinstance(acts, Codes) else dense_to_codes(acts)
-    if len(codes)!=len(y): raise BadInput(f'{len(codes)} rows of activations and {len(y)} of labels: they must be of the same images')
+    codes = _as_codes(acts, y)
     col,rows,val,tie = _sorted_entries(codes.to('cpu'))
     out = [_auroc_of(col, rows, val, tie, codes.d_sae, y[:,c].cpu()) for c in range(y.shape[1])]
     return {k:torch.stack([o[k] for o in out],1) for k in out[0]}
@@ -95,7 +104,7 @@ def _sorted_entries(codes):
 
 # %% ../../nbs/metrics/35_labels.ipynb #cd58068c
 def _placed(w, col, val, tie, d, total):
-    "For each entry the weight `w` of entries below it, ties half and zeros included; weight of the zeros and of what is below them, (d,)."
+    "Per entry the weight `w` of those below it, ties half, zeros included; weight of zeros and of what is below, (d,)."
     group = torch.zeros(int(tie[-1])+1 if len(tie) else 0, dtype=torch.double).index_add(0, tie, w)
     own = torch.zeros(d, dtype=torch.double).index_add(0, col, w)
     before = (group.cumsum(0)-group)[tie]-(own.cumsum(0)-own)[col]
@@ -107,7 +116,8 @@ def _auroc_of(col, rows, val, tie, d, y):
     known = ~y.isnan()
     pos,neg = (y==1).double(),(known&(y==0)).double()
     n1,n0 = pos.sum(),neg.sum()
-    if not n1 or not n0: return {k:torch.full((d,),torch.nan,dtype=torch.double) for k in ('auroc','se','z','p')}
+    none = torch.full((d,),torch.nan,dtype=torch.double)
+    if not n1 or not n0: return {k:none for k in ('auroc','se','z','p')}
     p,q = pos[rows],neg[rows]
     below,z0,l0 = _placed(q, col, val, tie, d, n0)   # negatives below an entry
     under,z1,l1 = _placed(p, col, val, tie, d, n1)   # positives below an entry
@@ -121,8 +131,10 @@ def _auroc_of(col, rows, val, tie, d, y):
 
 # %% ../../nbs/metrics/35_labels.ipynb #fb551936
 def _mann_whitney(auc, w, col, tie, d, n1, n0, zeros):
-    n,size = n1+n0,torch.zeros(int(tie[-1])+1 if len(tie) else 0, dtype=torch.double).index_add(0, tie, w)
-    first = torch.ones(len(tie), dtype=torch.bool); first[1:] = tie[1:]!=tie[:-1]
+    n,groups = n1+n0,int(tie[-1])+1 if len(tie) else 0
+    size = torch.zeros(groups, dtype=torch.double).index_add(0, tie, w)
+    first = torch.ones(len(tie), dtype=torch.bool)
+    first[1:] = tie[1:]!=tie[:-1]
     ties = torch.zeros(d, dtype=torch.double).index_add(0, col[first], size**3-size)+zeros**3-zeros
     var = ((n+1)-ties/(n*(n-1)))/(12*n1*n0)
     z = torch.where(var>1e-12, (auc-.5)/var.clamp_min(1e-300).sqrt(), torch.nan)
@@ -143,21 +155,31 @@ def label_null(
     y:Tensor,       # labels from `label_matrix`, (n, C)
     draws:int=100,  # shuffles; the smallest p is 1/(draws+1)
     seed:int=0,
-    best:bool=True, # also the null of each label's best feature
-)->dict:            # entropy, entropy_null (mean), entropy_p: (d_sae,); corr_p: (d_sae, C); best, best_null, best_p: (C,)
+)->dict:            # entropy, entropy_null (mean), entropy_p: (d_sae,); corr_p: (d_sae, C); best, …_null, …_p: (C,)
     "Entropy and correlation against shuffled labels. One-sided for entropy (lower), two-sided for correlation."
-    acts = as_acts(acts)
-    codes = acts if isinstance(acts, Codes) else dense_to_codes(acts)
-    def corr(y): m = LabelScores(codes.d_sae, y.shape[1]).to(codes.val.device); m.update(codes, y); return m.compute()['corr'].reshape(codes.d_sae,-1)
-    real,g = corr(y),seeded('label null',seed)
+    codes = _as_codes(acts, y)
+    real,g = _correlation(codes, y),seeded('label null',seed)
     H,top = label_entropy(real),real.nan_to_num(-1.).amax(0)
-    low,high,tops,mean = torch.ones_like(H),torch.ones_like(real),[],torch.zeros_like(H)
+    lower,stronger,mean,tops = torch.ones_like(H),torch.ones_like(real),torch.zeros_like(H),[]
     for _ in range(draws):
-        r = corr(y[torch.randperm(len(y), generator=g).to(y.device)])
-        h = label_entropy(r); low += h<=H+1e-12; high += r.abs()>=real.abs()-1e-12; mean += h/draws; tops.append(r.nan_to_num(-1.).amax(0))
+        r = _correlation(codes, y[torch.randperm(len(y), generator=g).to(y.device)])
+        h = label_entropy(r)
+        lower += h<=H+1e-12
+        stronger += r.abs()>=real.abs()-1e-12
+        mean += h/draws
+        tops.append(r.nan_to_num(-1.).amax(0))
     tops = torch.stack(tops)
-    nan = lambda v,ref: v.masked_fill(ref.isnan(), torch.nan)
-    return dict(entropy=H, entropy_null=mean, entropy_p=nan(low/(draws+1),H), corr_p=nan(high/(draws+1),real), best=top, best_null=tops.mean(0), best_p=(1+(tops>=top).sum(0))/(draws+1))
+    p,corr_p = ((k/(draws+1)).masked_fill(of.isnan(), torch.nan) for k,of in ((lower,H),(stronger,real)))
+    out = dict(entropy=H, entropy_null=mean, entropy_p=p, corr_p=corr_p)
+    return dict(out, best=top, best_null=tops.mean(0), best_p=(1+(tops>=top).sum(0))/(draws+1))
+
+# %% ../../nbs/metrics/35_labels.ipynb #71331963
+def _correlation(acts, y):
+    "Of every feature with every label, (d_sae, C)."
+    device = acts.val.device if isinstance(acts, Codes) else acts.device
+    m = LabelScores(acts.shape[1], y.shape[1]).to(device)
+    m.update(acts, y)
+    return m.compute()['corr'].reshape(acts.shape[1],-1)
 
 # %% ../../nbs/metrics/35_labels.ipynb #5475810c
 def best_features(
@@ -168,17 +190,50 @@ def best_features(
     "The feature that goes best with each label."
     corr = scores['corr'].reshape(-1,len(names))
     k,c = corr.nan_to_num(-2.).argmax(0),torch.arange(len(names))
-    pick = {nm:v.reshape(-1,len(names))[k,c].numpy() for nm,v in dict(corr=corr, **{x:scores[x] for x in ('precision','recall','f1')}, auroc=area['auroc'], auroc_se=area['se']).items()}
+    of_all = dict({x:scores[x] for x in ('corr','precision','recall','f1')}, auroc=area['auroc'], auroc_se=area['se'])
+    pick = {nm:v.reshape(-1,len(names))[k,c].numpy() for nm,v in of_all.items()}
     return pd.DataFrame(dict(feature=k.numpy(), **pick), index=pd.Index(names,name='label'))
 
 # %% ../../nbs/metrics/35_labels.ipynb #dfd3d127
 def medsae_scores(
     corr:Tensor,       # correlations of features with labels, (d_sae, C)
     strong:float=.2,   # features with a correlation above this enter the mean entropy
-)->dict:               # corr: mean over labels of the best; entropy: mean of strong features; entropy_best: mean of the best features; strong: how many
+)->dict:               # corr: mean over labels of the best; entropy of strong features; entropy_best; strong: how many
     "The summary numbers of MedSAE, as its code computes them (undefined correlations count as 0)."
-    r = corr.nan_to_num(0.); H = label_entropy(r); ok = r.abs().amax(1)>strong
-    return dict(corr=r.amax(0).mean().item(), entropy=H[ok].mean().item(), entropy_best=H[r.argmax(0)].nanmean().item(), strong=int(ok.sum()))
+    r = corr.nan_to_num(0.)
+    H,ok = label_entropy(r),r.abs().amax(1)>strong
+    best = dict(corr=r.amax(0).mean().item(), entropy_best=H[r.argmax(0)].nanmean().item())
+    return dict(best, entropy=H[ok].mean().item(), strong=int(ok.sum()))
+
+# %% ../../nbs/metrics/35_labels.ipynb #94b9158a
+def medsae_beside_chance(
+    acts,          # features of n images: Codes, dense or sparse (n, d_sae)
+    y:Tensor,      # labels from `label_matrix`, (n, C)
+    draws:int=200, # shuffles of the images against their labels
+    seed:int=0,
+)->dict:           # MedSAE's numbers; three of them also _by_chance (mean over shuffles); corr_p, entropy_best_p
+    "MedSAE's numbers for one source of features, and what shuffled labels give: more features, a better best one."
+    own,g = medsae_scores(_correlation(as_acts(acts),y)),seeded('medsae',seed)
+    orders = (torch.randperm(len(y), generator=g) for _ in range(draws))
+    null = pd.DataFrame([medsae_scores(_correlation(acts,y[o])) for o in orders])
+    def p(k, sign): return (1+(sign*null[k]>=sign*own[k]-1e-12).sum())/(draws+1) # sign 1: larger is better
+    chance = {f'{k}_by_chance':null[k].mean() for k in ('corr','entropy_best','strong')}
+    return dict(own, features=acts.shape[1], **chance, corr_p=p('corr',1), entropy_best_p=p('entropy_best',-1))
+
+# %% ../../nbs/metrics/35_labels.ipynb #c381aa8b
+def held_out_features(
+    fit,           # features of the images to choose on: Codes, dense or sparse (n, d_sae)
+    y_fit:Tensor,  # their labels from `label_matrix`, (n, C)
+    test,          # the same features of other images, (m, d_sae)
+    y_test:Tensor, # their labels, (m, C)
+    names:list,    # of the labels
+)->tuple[pd.DataFrame,pd.DataFrame]: # one row a label: feature, trained, auroc, lo, hi; AUROC for all labels
+    "For each label the feature that tells it best on some images, and how well it tells every label on others."
+    old,new = auroc(fit, y_fit)['auroc'],auroc(test, y_test)
+    k,c = old.nan_to_num(0.).argmax(0),torch.arange(len(names))
+    value,half = new['auroc'][k,c].numpy(),1.96*new['se'][k,c].numpy()
+    table = dict(feature=k.numpy(), trained=old[k,c].numpy(), auroc=value, lo=value-half, hi=value+half)
+    return pd.DataFrame(table, index=pd.Index(names,name='label')),pd.DataFrame(new['auroc'][k].numpy(), names, names)
 
 # %% ../../nbs/metrics/35_labels.ipynb #e83313f3
 def class_mean_score(

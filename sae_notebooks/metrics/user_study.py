@@ -26,14 +26,14 @@ from .monosemanticity import MonosemanticityScore
 class UserStudy:
     "Pairs of features, and which of the two people found more alike."
     pairs:pd.DataFrame   # k_x, k_y, human (+1: x, -1: y), and the authors' scores
-    where:Path           # the archive or folder
+    path:Path            # the archive or folder
 
     def table(self, name:str, **kw):
         "One of the tables, as pandas reads it."
-        if self.where.is_dir(): return pd.read_csv(self.where/f'{name}.csv', **kw)
-        with tarfile.open(self.where) as tar:
+        if self.path.is_dir(): return pd.read_csv(self.path/f'{name}.csv', **kw)
+        with tarfile.open(self.path) as tar:
             own = [m for m in tar.getmembers() if m.isfile() and Path(m.name).name==f'{name}.csv']
-            if not own: raise NotFound(f'{self.where} holds no {name}.csv')
+            if not own: raise NotFound(f'{self.path} holds no {name}.csv')
             return pd.read_csv(io.BytesIO(tar.extractfile(own[0]).read()), **kw)
 
 # %% ../../nbs/metrics/70_user_study.ipynb #4446edff
@@ -43,14 +43,21 @@ def open_study(
 )->UserStudy:
     "The user study of the paper. Nothing in the archive is written to disk."
     path = Path(path)
-    if not path.exists(): raise NotFound(f'no user study at {path}: it is metric_benchmark.tar.gz in the repository of the paper')
+    if not path.exists():
+        raise NotFound(f'no user study at {path}: it is metric_benchmark.tar.gz in the repository of the paper')
     study = UserStudy(None, path)
     pairs = study.table('pairs')
-    if lacking := {'k_x','k_y','R_user'}-set(pairs.columns): raise BadInput(f'{path}: pairs.csv has no column {sorted(lacking)[0]!r}')
-    said = pairs.R_user.astype(str).str.strip().str.lower(); first = 'x' if x_is is None else str(x_is).strip().lower()
-    if said.nunique()>2 or (first not in set(said)): raise BadInput(f'R_user holds {", ".join(sorted(said.unique())[:5])}: say with x_is which of two values means the first feature')
-    study.pairs = pairs.assign(human=np.where(said==first, 1, -1))
+    lacking = sorted({'k_x','k_y','R_user'}-set(pairs.columns))
+    if lacking: raise BadInput(f'{path}: pairs.csv has no column {lacking[0]!r}')
+    study.pairs = pairs.assign(human=_answers(pairs.R_user, 'x' if x_is is None else x_is))
     return study
+
+def _answers(answers, x_is):
+    "+1 where the first feature was chosen, -1 where the second was."
+    said,first = answers.astype(str).str.strip().str.lower(),str(x_is).strip().lower()
+    if said.nunique()<=2 and first in set(said): return np.where(said==first, 1, -1)
+    given = ', '.join(sorted(said.unique())[:5])
+    raise BadInput(f'R_user holds {given}: say with x_is which of two values means the first feature')
 
 # %% ../../nbs/metrics/70_user_study.ipynb #0d2a02b4
 def agreement(
@@ -68,14 +75,20 @@ def agreement(
     right,gap = sides(pairs, sx, sy),np.abs(sx-sy if gap is None else gap)
     ok = ~np.isnan(right)
     if not ok.any(): raise BadInput('the score is undefined for every pair')
-    cell = np.floor(gap[ok]/bin-1e-9).clip(0).astype(int); names,inv = np.unique(cell, return_inverse=True)
-    def both(w):
-        tot = np.bincount(inv,w,len(names)); per = np.bincount(inv,w*right[ok],len(names))/np.where(tot>0,tot,np.nan)
-        return (w*right[ok]).sum()/w.sum(),np.nanmean(per),per
-    micro,macro,per = both(np.ones(ok.sum()))
-    boot = np.array([both(w)[:2] for w in _pigeonholes(pairs[ok], draws, seed)])
-    ci = {f'{nm}_{e}':np.quantile(boot[:,j],q) for j,nm in enumerate(('micro','macro')) for e,q in (('lo',.025),('hi',.975))} if draws else {}
-    return dict(micro=micro, macro=macro, **ci, pairs=int(ok.sum()), undefined=int((~ok).sum()), bins=pd.DataFrame(dict(low=names*bin, pairs=np.bincount(inv), agree=per)))
+    places,inv = np.unique(np.floor(gap[ok]/bin-1e-9).clip(0).astype(int), return_inverse=True)
+    micro,macro,per = _averages(right[ok], inv, np.ones(ok.sum()))
+    boot = np.array([_averages(right[ok],inv,w)[:2] for w in _pigeonholes(pairs[ok], draws, seed)])
+    out = dict(micro=micro, macro=macro)
+    for j,nm in enumerate(('micro','macro')):
+        if draws: out[f'{nm}_lo'],out[f'{nm}_hi'] = np.quantile(boot[:,j], [.025,.975])
+    bins = pd.DataFrame(dict(low=places*bin, pairs=np.bincount(inv), agree=per))
+    return dict(out, pairs=int(ok.sum()), undefined=int((~ok).sum()), bins=bins)
+
+def _averages(right, inv, w):
+    "Mean over pairs with weights `w`, mean over bins, and each bin."
+    total = np.bincount(inv, w)
+    per = np.bincount(inv, w*right)/np.where(total>0, total, np.nan)
+    return (w*right).sum()/w.sum(),np.nanmean(per),per
 
 # %% ../../nbs/metrics/70_user_study.ipynb #fac6630e
 def sides(
@@ -88,7 +101,9 @@ def sides(
     return np.where(np.isnan(d), np.nan, (1+d*pairs.human.to_numpy())/2)
 
 def _pigeonholes(pairs, draws, seed):
-    g = np.random.default_rng(seed); names,inv = np.unique(pairs[['k_x','k_y']].to_numpy().ravel(), return_inverse=True)
+    "Weights of the pairs in each resample of the features."
+    g = np.random.default_rng(seed)
+    names,inv = np.unique(pairs[['k_x','k_y']].to_numpy().ravel(), return_inverse=True)
     a,b = inv.reshape(-1,2).T
     for _ in range(draws):
         c = g.multinomial(len(names), np.full(len(names),1/len(names)))
@@ -104,11 +119,14 @@ def paired_test(
 )->dict:                # difference in agreement with lo and hi, only_a, only_b: pairs won by one alone, p (two-sided)
     "Does one score agree with people more often than another, on the same pairs?"
     from scipy.stats import binomtest
-    ra,rb = sides(pairs,*a),sides(pairs,*b); ok = ~np.isnan(ra+rb)
-    ra,rb = ra[ok],rb[ok]; won,lost = int((ra>rb).sum()),int((rb>ra).sum())
-    boot = [((ra-rb)*w).sum()/w.sum() for w in _pigeonholes(pairs[ok],draws,seed)]
+    gap = sides(pairs,*a)-sides(pairs,*b)
+    ok = ~np.isnan(gap)
+    gap = gap[ok]
+    won,lost = int((gap>0).sum()),int((gap<0).sum())
+    boot = [(gap*w).sum()/w.sum() for w in _pigeonholes(pairs[ok],draws,seed)]
     lo,hi = np.quantile(boot,[.025,.975]) if boot else (np.nan,np.nan)
-    return dict(difference=(ra-rb).mean(), lo=lo, hi=hi, only_a=won, only_b=lost, p=binomtest(won,won+lost).pvalue if won+lost else 1.)
+    p = binomtest(won,won+lost).pvalue if won+lost else 1.
+    return dict(difference=gap.mean(), lo=lo, hi=hi, only_a=won, only_b=lost, p=p)
 
 # %% ../../nbs/metrics/70_user_study.ipynb #8f726423
 def study_scores(
@@ -118,7 +136,8 @@ def study_scores(
 )->pd.Series:       # MS of each feature k
     "MS of every feature of the study by an evaluation encoder of one's own."
     out,t = {},study.table('activations')
-    if t.shape[1]-1!=len(emb): raise BadInput(f'the study has activations on {t.shape[1]-1} images, and there are {len(emb)} embeddings')
+    n = t.shape[1]-1
+    if n!=len(emb): raise BadInput(f'the study has activations on {n} images, and there are {len(emb)} embeddings')
     for lo in range(0,len(t),at_once):
         a = torch.tensor(t.iloc[lo:lo+at_once,1:].to_numpy(float).T)
         m = MonosemanticityScore(a.shape[1], emb.shape[1]); m.update(a, emb)
