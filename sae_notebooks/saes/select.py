@@ -38,6 +38,7 @@ def topk_rows(
     val,at = pre.gather(1, idx).topk(k, dim=1, sorted=sorted)
     return val,idx.gather(1, at)
 
+# %% ../../nbs/saes/20_select.ipynb #73c88985
 # members of group j are j, j+d/g, j+2*d/g …
 def _maxima(pre, g): return pre.view(len(pre), g, -1).amax(1)
 def _steps(g, d, device): return torch.arange(g, device=device)*(d//g)
@@ -103,6 +104,7 @@ def _places(idx, rows, n, d_sae): # Codes that list places, row by row; their va
     ptr = torch.searchsorted(rows, torch.arange(n+1, device=idx.device))
     return Codes(ptr, idx, idx, d_sae, dict(rows=rows))
 
+# %% ../../nbs/saes/20_select.ipynb #b611a849
 def _flat_places(flat, n, d_sae):
     rows = flat//d_sae
     return _places(flat-rows*d_sae, rows, n, d_sae)
@@ -190,6 +192,7 @@ def batch_topk_screened(
     if flat is None: flat = batch_topk(F.linear(xc, enc, b_enc), n_active, floor)
     return largest_of_batch(pre_acts_at(xc, enc, b_enc, _flat_places(flat,len(xc),len(enc))), n_active)
 
+# %% ../../nbs/saes/20_select.ipynb #ff752945
 def _screened(xc, enc, b_enc, n_active, floor): # flat positions; None: something below the floor might be among them
     rough,bound = rough_pre_acts(xc, enc, b_enc),rounding_bound(xc, enc, b_enc)
     flat = above_floor(rough, floor)
@@ -252,6 +255,7 @@ def topk_float32(
     "The `k` largest pre-activations of each row."
     return row_codes(*topk_rows(F.linear(xc, enc, b_enc), k), len(enc), drop=False)
 
+# %% ../../nbs/saes/20_select.ipynb #75e1490c
 def batch_topk_float32(
     xc:Tensor,    # inputs less b_dec, (n, d_in)
     enc:Tensor,   # (d_sae, d_in)

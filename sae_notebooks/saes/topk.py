@@ -80,6 +80,7 @@ def follow_smallest(
     keep = ema if threshold>0 else 0.
     threshold.mul_(keep).add_((1-keep)*smallest)
 
+# %% ../../nbs/saes/30_topk.ipynb #b613e23e
 def codes_above(
     codes:Codes, # (n, d_sae)
     cut:Tensor,  # ()

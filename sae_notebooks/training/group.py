@@ -94,6 +94,7 @@ class _Sum(torch.autograd.Function): # the sum over processes, of which each par
     @staticmethod
     def backward(ctx, g): return g
 
+# %% ../../nbs/training/18_group.ipynb #d4a7ad44
 class Shard(SAE):
     "The features of one process."
     def __init__(self,

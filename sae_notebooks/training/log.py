@@ -70,6 +70,7 @@ class TensorBoard:
         for k,v in _numbers(row).items(): self.writer.add_scalar(k, v, row['step'])
         self.writer.flush()
 
+# %% ../../nbs/training/15_log.ipynb #ff9f4e2b
 def _numbers(row): return {k:v for k,v in row.items() if k!='step' and v is not None}
 
 # %% ../../nbs/training/15_log.ipynb #75517bba

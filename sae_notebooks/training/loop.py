@@ -66,6 +66,7 @@ class TrainConfig:
 def _sample(store, most=4096): # rows at even distances
     return store[np.linspace(0, len(store)-1, min(len(store),most)).astype(int)].float().cpu()
 
+# %% ../../nbs/training/20_loop.ipynb #ede6a218
 def _length(rows): # their root mean square
     length = rows.double().square().sum(1).mean().sqrt().item()
     if not np.isfinite(length): raise BadInput('the activations hold NaN or infinite numbers: verify the store')
@@ -198,6 +199,7 @@ def _results(run): # copies of the SAEs as they would be if the run ended here
         if hasattr(sae,'calibrate'): sae.calibrate(run.sample)
     return saes
 
+# %% ../../nbs/training/20_loop.ipynb #9791ee4d
 def _held_row(run, held_out, scores): # what they are worth on held-out rows; counts how long nothing was gained
     rows = []
     for sae in _results(run):
@@ -214,8 +216,8 @@ def _held_row(run, held_out, scores): # what they are worth on held-out rows; co
 class Job:
     "What was given to train on and with, besides the SAEs."
     store:object            # an ActStore, or a tensor (n, d_in)
-    cfg:TrainConfig
-    device:str='cpu'
+    cfg:TrainConfig         # how to train
+    device:str='cpu'        # where
     out:Path|None=None      # folder for the checkpoint; None: none is kept
     progress:bool=True      # show a progress bar
     held_out:object=None    # as store
@@ -228,8 +230,8 @@ class Job:
 
 # %% ../../nbs/training/20_loop.ipynb #d616e8b9
 def key_of(
-    job:Job,
-    cfgs, # the SAE's cfg; or a list of several
+    job:Job, # what was given
+    cfgs,    # the SAE's cfg; or a list of several
 )->str:
     "A hash of all that decides the result."
     def same(t):
@@ -247,6 +249,7 @@ def _save(path, runs, key): # one checkpoint of all runs
     numbers = [run.numbers() for run in runs]
     save_state(path, tensors, dict(numbers[0], key=key) if len(runs)==1 else dict(runs=numbers, key=key))
 
+# %% ../../nbs/training/20_loop.ipynb #617bb666
 def _resume(path, runs, key): # fresh runs go on where the checkpoint was made
     tensors,meta = load_state(path)
     if meta['key']!=key: raise BadInput(f'{path} belongs to other settings or data: name another folder, or remove it')
@@ -261,6 +264,7 @@ def _resident(store, device):
     free = torch.cuda.mem_get_info(device)[0]
     return store[:].to(device) if len(store)*d_in*store.dtype.itemsize<free/3 else store
 
+# %% ../../nbs/training/20_loop.ipynb #7238e5ee
 def _stop_if_lost(run, fit, data, checkpoint):
     "Raise `BadInput` if the loss or its gradient was not finite; the optimiser has skipped that step."
     if run.opt.found_inf.item()==0: return
@@ -295,6 +299,7 @@ def _finish(run, job, folders): # the trained SAEs with their history, each in i
         save_sae(sae, folders[i], made)
     return saes
 
+# %% ../../nbs/training/20_loop.ipynb #128e4562
 def load_finished(
     folder:Path, # with a cfg.json
     key:str,     # see key_of

@@ -167,6 +167,7 @@ def train_many(
     if stacks: done.update(zip(sum(stacks,[]), sum(_train_stacks(job, own(saes), own(folders)), [])))
     return [done[i] for i in range(len(saes))]
 
+# %% ../../nbs/training/30_stack.ipynb #854da19f
 def _check_stackable(job):
     if job.cfg.resample_every: raise BadInput('a stack cannot restart dead features: resample_every=0, or use train')
     if find_group(device=job.device).world>1: raise BadInput('a stack trains in one process: start it without torchrun')
