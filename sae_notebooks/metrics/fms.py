@@ -394,6 +394,7 @@ def _null_held(answers, o, g):
     if not o.permutations: return [np.array([])]*len(o.p)
     return o.score(*answers.right(_shuffles(answers.y, answers.groups, o.permutations, g), o.balance))
 
+# %% ../../nbs/metrics/40_fms.ipynb #5a70564c
 def _null_grown(data, t, score, o, w1, g):
     "FMS of trees grown on shuffled labels."
     rows,out = torch.from_numpy(np.flatnonzero(score)).to(t.device),[]
@@ -445,13 +446,14 @@ def _concept(y, n):
     if np.isin(y[~np.isnan(y)],(0,1)).all(): return y
     raise BadInput('a concept is 1 or 0 (or NaN, unknown); make other labels so with label_matrix')
 
+# %% ../../nbs/metrics/40_fms.ipynb #4686d3f4
 def _undefined(out, o, why):
     nan = float('nan')
     none = {f'{k}@{q}':nan for q in o.p for k in ('fms','star','null','p_value','lo','hi','local')}
     out = dict(out, acc=nan, curve=np.array([]), feature=-1, threshold=nan, depth=0, reason=why)
     return {**out, 'global':nan, **none}
 
-# %% ../../nbs/metrics/40_fms.ipynb #4686d3f4
+# %% ../../nbs/metrics/40_fms.ipynb #794250c3
 def _fms(data, s, o, out):
     "Fit, ask, and put null and interval beside the score. One generator serves shuffles, then resamples."
     t = torch.from_numpy(np.nan_to_num(s.y)>0).to(data.x[0].device)
@@ -470,6 +472,7 @@ def _fms(data, s, o, out):
         out.update(_row(o.p[j], *score, null[j], boot))
     return out
 
+# %% ../../nbs/metrics/40_fms.ipynb #a0ffe3a6
 def _row(p, score, local, whole, null, boot):
     "The numbers of one `p`: the score, its null and its interval."
     mean = null.mean() if len(null) else np.nan
@@ -519,6 +522,7 @@ def fms_many(
         if ceilings and not rows[-1]['reason'].startswith(('all','one')): rows[-1].update(probe_ceilings(data, y, test))
     return pd.DataFrame(rows, index=pd.Index(names,name='concept'))
 
+# %% ../../nbs/metrics/40_fms.ipynb #51e31fbc
 def _against(Y, c, negatives):
     "Labels of concept `c`, unknown where an example is no negative of the asked kind."
     y,others = Y[:,c].copy(),(np.delete(Y,c,1)==1).any(1)

@@ -112,6 +112,7 @@ def score_sources(
     table.attrs.update(extra)
     return SourceScores(table, features, boots)
 
+# %% ../../nbs/metrics/90_paired.ipynb #8bbc0e63
 def _one_hot(labels):
     kinds = np.unique(np.asarray(labels,dtype=str), return_inverse=True)[1]
     return F.one_hot(torch.tensor(kinds)).double()
@@ -189,6 +190,7 @@ def encoded(
     codes = encode_rows(sae, store, one_row_each(store) if rows is None else rows, recon, progress=False)
     return codes,recon.compute()
 
+# %% ../../nbs/metrics/90_paired.ipynb #f34d589d
 def support_of(
     codes:Codes, # (n, d_sae)
 )->Tensor:       # (d_sae,)

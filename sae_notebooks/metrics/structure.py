@@ -53,6 +53,7 @@ def uniqueness(
     lot,(popular,popular_half) = float(_at_random(m, n_items)),null.mean(0)
     return dict(out, copies=int((j==1).sum()), lot=lot, popular=popular, popular_half=popular_half, p=p)
 
+# %% ../../nbs/metrics/60_structure.ipynb #ff205195
 def _at_random(m, n):
     "How likely two sets of `m` of `n` items overlap."
     if n<2*m: return 1.

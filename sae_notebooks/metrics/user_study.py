@@ -52,6 +52,7 @@ def open_study(
     study.pairs = pairs.assign(human=_answers(pairs.R_user, 'x' if x_is is None else x_is))
     return study
 
+# %% ../../nbs/metrics/70_user_study.ipynb #b4778590
 def _answers(answers, x_is):
     "+1 where the first feature was chosen, -1 where the second was."
     said,first = answers.astype(str).str.strip().str.lower(),str(x_is).strip().lower()
@@ -84,13 +85,14 @@ def agreement(
     bins = pd.DataFrame(dict(low=places*bin, pairs=np.bincount(inv), agree=per))
     return dict(out, pairs=int(ok.sum()), undefined=int((~ok).sum()), bins=bins)
 
+# %% ../../nbs/metrics/70_user_study.ipynb #fac6630e
 def _averages(right, inv, w):
     "Mean over pairs with weights `w`, mean over bins, and each bin."
     total = np.bincount(inv, w)
     per = np.bincount(inv, w*right)/np.where(total>0, total, np.nan)
     return (w*right).sum()/w.sum(),np.nanmean(per),per
 
-# %% ../../nbs/metrics/70_user_study.ipynb #fac6630e
+# %% ../../nbs/metrics/70_user_study.ipynb #c1187935
 def sides(
     pairs:pd.DataFrame, # of the study
     sx,                 # score of the first feature of each pair, (n,)
@@ -100,6 +102,7 @@ def sides(
     d = np.sign(np.asarray(sx,float)-np.asarray(sy,float))
     return np.where(np.isnan(d), np.nan, (1+d*pairs.human.to_numpy())/2)
 
+# %% ../../nbs/metrics/70_user_study.ipynb #f38731e1
 def _pigeonholes(pairs, draws, seed):
     "Weights of the pairs in each resample of the features."
     g = np.random.default_rng(seed)
