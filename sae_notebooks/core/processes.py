@@ -49,7 +49,8 @@ def reduce_tensor(
 )->Tensor:         # the same in all processes; `t` stays as it is
     "Element by element the sum, least or largest over the processes."
     out = t.clone()
-    if process_ranks(join=False)[1]>1: torch.distributed.all_reduce(out, getattr(torch.distributed.ReduceOp, how.upper()))
+    if process_ranks(join=False)[1]==1: return out
+    torch.distributed.all_reduce(out, getattr(torch.distributed.ReduceOp, how.upper()))
     return out
 
 # %% ../../nbs/core/20_processes.ipynb #5cc0dcfc

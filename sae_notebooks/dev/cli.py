@@ -39,7 +39,8 @@ def options_of(
 )->dict:       # name -> inspect.Parameter, keyword only
     "Some arguments of a function, or fields of a dataclass, as options of a command."
     there,help_ = inspect.signature(source).parameters,comments(source)
-    if lost := [n for n in names.split() if n not in there]: raise KeyError(f'{source.__name__} has no argument {lost[0]}')
+    lost = [n for n in names.split() if n not in there]
+    if lost: raise KeyError(f'{source.__name__} has no argument {lost[0]}')
     def option(p): return _parameter(p.name, plain_type(p.annotation, p.default), p.default, help_.get(p.name,''))
     return {n:option(there[n]) for n in names.split()}
 
@@ -48,7 +49,8 @@ def _parameter(name, kind, default, help_):
     from typing import Annotated, Optional
     kind = Optional[kind] if default is None else kind
     place = typer.Argument if default is inspect.Parameter.empty else typer.Option
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, place(help=help_)])
+    said = Annotated[kind, place(help=help_)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=said)
 
 # %% ../../nbs/dev/30_cli.ipynb #7e5d2853
 commands = {}
@@ -67,8 +69,8 @@ def typer_command(
 ):            # what typer wants: a function with a signature
     "A command whose help is made of docments."
     fn,passes = commands[name]
-    help_ = comments(fn)
-    own = [_parameter(n, p.annotation, p.default, help_.get(n,'')) for n,p in inspect.signature(fn).parameters.items() if p.kind!=p.VAR_KEYWORD]
+    help_,there = comments(fn),inspect.signature(fn).parameters.values()
+    own = [_parameter(p.name, p.annotation, p.default, help_.get(p.name,'')) for p in there if p.kind!=p.VAR_KEYWORD]
     def wrapped(**kw): return fn(**kw)
     wrapped.__signature__ = inspect.Signature([*own, *(passes().values() if whole else ())])
     wrapped.__name__,wrapped.__doc__ = name,fn.__doc__
@@ -213,7 +215,8 @@ def _name(
     from sae_notebooks import LocalModel, ServerModel, load_report, name, open_images
     r,ims = load_report(report),open_images(images)
     if server and not namer: raise BadInput('a server has several models: say with --namer which one to ask')
-    if group and group not in ims.items: raise BadInput(f'{images} has no column {group!r}; there are {", ".join(ims.items)}')
+    if group and group not in ims.items:
+        raise BadInput(f'{images} has no column {group!r}; there are {", ".join(ims.items)}')
     who = ServerModel(namer, server) if server else LocalModel(namer) if namer else None
     best = r.features.ms.sort_values(ascending=False, kind='stable').index[:features] if features else None
     named = name(r, ims, model, namer=who, features=best, groups=ims.items[group].to_numpy()[r.item] if group else None,
@@ -234,7 +237,8 @@ def _names_said(s):
 def _confirm(cost):
     import typer
     new = cost['questions']-cost['known']
-    return typer.confirm(f'{new:,} questions, about {cost["tokens"]:,} tokens ({cost["known"]:,} answers are known). Go on?')
+    spent = f'{new:,} questions, about {cost["tokens"]:,} tokens'
+    return typer.confirm(f'{spent} ({cost["known"]:,} answers are known). Go on?')
 
 # %% ../../nbs/dev/30_cli.ipynb #6509d4df
 def _page_options():
@@ -253,7 +257,8 @@ def _page(
     from sae_notebooks.core.files import read_json
     r,ims = load_report(report),open_images(images)
     if len(ims)!=r.summary['items']:
-        raise BadInput(f'{images} holds {len(ims)} images, the report is of {r.summary["items"]}: name the folder that was measured')
+        held = f'{images} holds {len(ims)} images, the report is of {r.summary["items"]}'
+        raise BadInput(f'{held}: name the folder that was measured')
     def caption(i): return ims.labels[i] or ims.items.file.iloc[i]
     print(report_card(r, out, ims, caption, min_support=2, notes=read_json(notes) if notes else None, **options))
 

@@ -137,7 +137,8 @@ def front_matter(
 
 # %% ../../nbs/dev/20_docs.ipynb #6ec2e39b
 _config = dict(NbConvertBase=dict(display_data_priority=_forms),
-               ExtractOutputPreprocessor=dict(enabled=True, output_filename_template='fig-{cell_index}-{index}{extension}'))
+               ExtractOutputPreprocessor=dict(enabled=True,
+                   output_filename_template='fig-{cell_index}-{index}{extension}'))
 
 def nb_md(
     nb,   # a notebook node
@@ -196,12 +197,13 @@ def framed(
     "A whole page: the body in its frame."
     from string import Template
     e,side,subtitle = html.escape,parts.get('side',''),parts.get('subtitle','')
-    blank = dict.fromkeys(('toc','head','header','pager','actions'), '')
-    return Template(asset('page.html')).substitute(blank|parts,
-        tab=e(title if site in ('',title) else f'{title} – {site}'), description=e(subtitle), title=inline(title), body=body,
-        lead=f'<p class="lead">{inline(subtitle)}</p>' if subtitle else '',
-        page='page' if side else 'page single', side=f'<nav class="side" aria-label="Pages">{side}</nav>' if side else '',
-        menu='<input type="checkbox" id="menu" aria-label="Show the list of pages">' if side else '')
+    blank = dict.fromkeys(('toc','head','header','pager','actions','side','menu'), '')
+    beside = dict(side=f'<nav class="side" aria-label="Pages">{side}</nav>',
+                  menu='<input type="checkbox" id="menu" aria-label="Show the list of pages">') if side else {}
+    lead = f'<p class="lead">{inline(subtitle)}</p>' if subtitle else ''
+    tab = title if site in ('',title) else f'{title} – {site}'
+    return Template(asset('page.html')).substitute(blank|parts|beside, tab=e(tab), description=e(subtitle), lead=lead,
+        title=inline(title), body=body, page='page' if side else 'page single')
 
 def inline(
     s:str, # text that may hold `code`
@@ -284,7 +286,8 @@ def page_html(
     body,toc = to_html(nb_md(nb, _figure_uri))
     body = each_href(_embed(body, home), lambda h: h if is_remote(h) else repo_url(h, home, root) or '#')
     head = f'<style>{asset("page.css")}</style>'+(f'<script>{plotly_js()}</script>' if needs_plotly(body) else '')
-    page = framed(title or meta.get('title') or Path(nb_path).stem, body, toc=toc, head=head, subtitle=meta.get('description',''))
+    heading = title or meta.get('title') or Path(nb_path).stem
+    page = framed(heading, body, toc=toc, head=head, subtitle=meta.get('description',''))
     return write_text(out, page)
 
 def needs_plotly(

@@ -139,7 +139,8 @@ def _plain(s): return re.sub(r'\x1b\[[\d;]*[A-Za-z]', '', s)
 def _failure(nb, err, n_lines=12):
     "Place (among the cells of the notebook as written), source and reason of the cell at which `nb` stopped"
     pm = lambda c: c.metadata.get('papermill', {})
-    cells = [c for c in nb.cells if not {'injected-parameters','papermill-error-cell-tag'} & set(c.metadata.get('tags',[]))]
+    added = {'injected-parameters','papermill-error-cell-tag'}
+    cells = [c for c in nb.cells if not added & set(c.metadata.get('tags',[]))]
     i = next((i for i,c in enumerate(cells) if pm(c).get('exception')),
              max((i for i,c in enumerate(cells) if pm(c).get('status') not in (None,'pending')), default=0))
     tb = next((o.traceback for o in cells[i].get('outputs',[]) if o.output_type=='error'), None)
@@ -240,5 +241,5 @@ def write_outputs(
 
 def _cleaner():
     try: from nbdev.clean import clean_nb
-    except ImportError as e: raise ImportError(f"cleaning notebooks needs {e.name}: pip install 'sae_notebooks[dev]'") from None
+    except ImportError as e: raise ImportError(f"cleaning needs {e.name}: pip install 'sae_notebooks[dev]'") from None
     return clean_nb

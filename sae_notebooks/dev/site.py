@@ -58,7 +58,8 @@ def processed(
     try:
         from nbdev.config import get_config
         from nbdev.serve import proc_nbs
-    except ImportError as e: raise ImportError(f"building the site needs {e.name}: pip install 'sae_notebooks[dev]'") from None
+    except ImportError as e:
+        raise ImportError(f"building the site needs {e.name}: pip install 'sae_notebooks[dev]'") from None
     with working_in(root):
         get_config.cache_clear()
         try: cache = proc_nbs(force=force)
@@ -68,7 +69,7 @@ def processed(
 
 def _explained(e):
     cause = re.search(r'^(\w+: .*)\n\nThe above', str(e.__cause__), re.M)
-    return (f'{e}\n{cause[1] if cause else ""}\nTo write signatures nbdev runs exported cells and every cell with imports: '
+    return (f'{e}\n{cause[1] if cause else ""}\nTo write signatures nbdev runs exported cells and cells with imports: '
             'give imports a cell of their own, and export what the notebooks import')
 
 # %% ../../nbs/dev/25_site.ipynb #17b87232
@@ -84,7 +85,8 @@ def _prune(cache, nbs):
     want,have = set(page_notebooks(nbs)),set(page_notebooks(cache))
     for p in have-want: (cache/p).unlink()
     if lost := sorted(want-have):
-        raise RuntimeError(f'nbdev processed no {lost[0]}: does a folder above {nbs} start with a dot, or did a cell fail?')
+        why = f'does a folder above {nbs} start with a dot, or did a cell fail?'
+        raise RuntimeError(f'nbdev processed no {lost[0]}: {why}')
 
 # %% ../../nbs/dev/25_site.ipynb #95df7cb7
 def build_site(
@@ -94,7 +96,7 @@ def build_site(
 )->Path:          # out
     """Build the site of the project around the current folder, from `_quarto.yml` and the notebooks under `nbs/`.
 
-    Notebooks are not executed: the outputs they hold are shown. Raises `NotFound` naming a sidebar entry that does not exist."""
+    Notebooks are not executed: the outputs they hold are shown. Raises `NotFound` for an entry without a notebook."""
     root,out = here_root(),Path(out).resolve()
     if out.is_dir() and any(out.iterdir()) and not (out/'site_libs').is_dir():
         raise BadInput(f'{out} holds something that is not a site: choose another folder or remove it')
@@ -146,7 +148,8 @@ def _sidebar(contents, pages, here):
         if 'contents' not in item: rows.append(f'<li>{_entry(item, pages, here)}</li>')
         else:
             inner = _sidebar(item['contents'], pages, here)
-            rows.append(f'<li><details open><summary>{html.escape(item.get("section",""))}</summary>{inner}</details></li>')
+            section = html.escape(item.get('section',''))
+            rows.append(f'<li><details open><summary>{section}</summary>{inner}</details></li>')
     return f'<ul>{"".join(rows)}</ul>'
 
 def _entry(item, pages, here):
@@ -165,7 +168,8 @@ def _pager(order, pages, here):
     "Links to the page before and the page after."
     if here.src not in order: return ''
     i = order.index(here.src)
-    def link(p, rel, mark): return f'<a rel="{rel}" href="{here.root}{pages[p].out}">{mark.format(inline(pages[p].title))}</a>'
+    def link(p, rel, mark):
+        return f'<a rel="{rel}" href="{here.root}{pages[p].out}">{mark.format(inline(pages[p].title))}</a>'
     prev = link(order[i-1], 'prev', '← {}') if i else '<span></span>'
     return f'<div class="pager">{prev}{link(order[i+1], "next", "{} →") if i+1<len(order) else ""}</div>'
 
@@ -215,7 +219,8 @@ def _site_page(page, pages, web, root, dest):
     libs,plotly = page.root+'site_libs',needs_plotly(body)
     head = f'<link rel="stylesheet" href="{libs}/site.css">'
     if plotly: head += f'<script defer src="{libs}/plotly.min.js"></script>'
-    text = framed(page.title, each_href(body, _link_fixer(page, pages, web, root)), web.get('title',''), toc=toc, head=head,
+    body = each_href(body, _link_fixer(page, pages, web, root))
+    text = framed(page.title, body, web.get('title',''), toc=toc, head=head,
         subtitle=page.subtitle, header=_header(web, pages, page), side=_sidebar(contents, pages, page),
         pager=_pager(sidebar_pages(contents), pages, page), actions=_actions(web, page))
     write_text(dest/page.out, text)

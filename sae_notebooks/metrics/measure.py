@@ -269,7 +269,8 @@ def _summary(about, im, s, features, floors, tables, top, middle, cfg):
     if 'fms' in tables: numbers['fms_star'] = float(tables['fms']['star@1'].astype(float).median())
     counts = dict(undefined=int(features.ms.isna().sum()), near_copies=len(tables.get('duplicates',())))
     n = len(im.item)
-    about = dict(uniqueness=_unique(top, n, cfg.draws), evaluator=im.judge, settings=asdict(cfg), made_by=made_by())|about
+    about = dict(uniqueness=_unique(top, n, cfg.draws), evaluator=im.judge,
+                 settings=asdict(cfg), made_by=made_by())|about
     return _finite(dict(images=n, **numbers, **middle, **counts, **about))
 
 # %% ../../nbs/metrics/85_measure.ipynb #ba3498b5

@@ -16,7 +16,7 @@ from ..saes.base import SAE
 
 # %% ../../nbs/training/12_rules.ipynb #ef5493b0
 lr_rules = dict(
-    code   = lambda d_sae: 2e-4*(2**14/d_sae)**.5,  # SAEs on vision-language models, published code; sparsify's for Adam
+    code   = lambda d_sae: 2e-4*(2**14/d_sae)**.5,  # SAEs on vision-language models, their code; sparsify's for Adam
     paper  = lambda d_sae: 16/(125*d_sae**.5),      # the same paper's text
     gsae   = lambda d_sae: 1e-5,                    # Measuring and Guiding Monosemanticity: constant, no warm-up
     medsae = lambda d_sae: 3e-4,                    # MedSAE's default script
