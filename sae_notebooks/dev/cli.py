@@ -10,7 +10,6 @@ import inspect
 import os
 import re
 import sys
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import get_args
 

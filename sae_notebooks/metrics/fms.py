@@ -7,7 +7,7 @@ __all__ = ['Presorted', 'presort', 'stumps', 'Tree', 'grow', 'fms_score', 'FMSOp
            'fms_many', 'probe_ceilings', 'cross_matrix', 'FeatureMonosemanticityScore']
 
 # %% ../../nbs/metrics/40_fms.ipynb #5e893649
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.options import with_options
 from ..core.codes import Codes, dense_to_codes, transpose
 from ..core.files import BadInput
 from ..core.seeds import seeded
@@ -294,12 +295,6 @@ class FMSOptions:
     def score(self, acc, curve): # accuracies (1+len(p), B) and (depth+1, B) -> FMS for each p, (len(p), B)
         return [fms_score(acc[0], ap, curve, self.protocol)[0] for ap in acc[1:]]
 
-# %% ../../nbs/metrics/40_fms.ipynb #0f6d9f96
-def _options(given):
-    names = [f.name for f in fields(FMSOptions)]
-    if odd := sorted(set(given)-set(names)): raise BadInput(f'fms has no option {odd[0]!r}; it has {", ".join(names)}')
-    return FMSOptions(**given)
-
 # %% ../../nbs/metrics/40_fms.ipynb #aa497c66
 def split_rows(
     y:np.ndarray,     # labels, (n,) or (n, C)
@@ -428,7 +423,7 @@ def fms(
     **options,    # fields of `FMSOptions`: p, protocol, permutations, draws, latent, max_depth, balance, seed
 )->dict:          # acc, global, curve, feature, threshold, depth, n, positives, reason; fms@p, star@p, null@p, …
     "FMS of one concept, or NaN and a reason; `star` has chance taken out. Raises `BadInput` for other labels."
-    o = _options(options)
+    o = with_options(FMSOptions, options, 'fms')
     data = acts if isinstance(acts, Presorted) else presort(acts)
     y = _concept(y, data.x[0].shape[1])
     n,positives = int((~np.isnan(y)).sum()),int(np.nansum(y))

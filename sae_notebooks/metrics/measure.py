@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..core.options import with_options
 from ..acts.store import ActStore
 from ..core.codes import Codes, cat_codes
 from ..core.files import BadInput, made_by, progress_bar
@@ -146,14 +147,6 @@ class MeasureConfig:
     fms:bool=True       # also score concepts by FMS
     copies:float=.98    # cosine from which two images count as near copies
     seed:int=0          # of resamples, shuffles and draws
-
-    @classmethod
-    def of(cls, **options)->'MeasureConfig':
-        "Raises `BadInput` for an option that does not exist."
-        ours = cls.__dataclass_fields__
-        odd = [k for k in options if k not in ours]
-        if odd: raise BadInput(f'measure has no option {odd[0]!r}; its options are: {", ".join(ours)}')
-        return cls(**options)
 
 # %% ../../nbs/metrics/85_measure.ipynb #43423305
 def _copies(codes, j, item, above):
@@ -294,7 +287,7 @@ def measure(
     **options,         # fields of MeasureConfig
 )->FeatureReport:
     "Score every feature of an SAE in one pass over a store. Raises `BadInput` for stores or labels of other images."
-    cfg,im = MeasureConfig.of(**options),_images(store, emb, labels)
+    cfg,im = with_options(MeasureConfig, options, 'measure'),_images(store, emb, labels)
     s = _encode_all(sae, store, im.rows, progress)
     j,(top,acts) = judged(s.codes, im.emb[im.judge]),top_examples(s.codes, cfg.m)
     by_label = judged_by_label(j, im.classes)

@@ -88,7 +88,8 @@ class LanguageModel(Backbone):
         return write_on(self.net, self.tokenizer, inputs, **dict(max_new_tokens=max_new_tokens)|kw)
 
 def _check_vocabulary(name, known, n):
-    if known>n: raise BadInput(f'{name}: {known} tokens in the tokenizer, {n} in the model: they do not belong together')
+    odd = f'{known} tokens in the tokenizer, {n} in the model'
+    if known>n: raise BadInput(f'{name}: {odd}: they do not belong together')
 
 # %% ../../nbs/models/60_language.ipynb #e4203faa
 def load_language(

@@ -15,7 +15,8 @@ import pandas as pd
 from ..core.data import image_getter
 from ..core.files import BadInput
 from ..models.ask import Answer, Request, Template, ask_all, json_schema
-from .examples import draw_examples, with_options
+from .examples import draw_examples
+from ..core.options import with_options
 
 # %% ../../nbs/naming/30_language_model.ipynb #97abadb7
 _text = dict(type='string')

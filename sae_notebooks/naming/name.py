@@ -17,7 +17,8 @@ from ..core.files import BadInput, progress_bar
 from ..metrics.report import FeatureReport, named
 from ..models.ask import cost
 from ..models.vision import VisionModel, load_vision
-from .examples import split_parts, with_options
+from .examples import split_parts
+from ..core.options import with_options
 from .language_model import Shown, name_by_model, naming_requests
 from .score import ImageTextJudge, names_summary, score_names
 from .vocabulary import WordOptions, embed_words, name_by_words

@@ -18,7 +18,8 @@ from torch import Tensor
 from ..core.data import image_getter, open_tree, open_words
 from ..metrics.base import bh
 from ..models.ask import AnswerCache, ask_all
-from .examples import Counts, draw_examples, with_options
+from .examples import Counts, draw_examples
+from ..core.options import with_options
 from .language_model import judge_template
 
 # %% ../../nbs/naming/40_score.ipynb #a3123459

@@ -19,7 +19,8 @@ from ..core.data import open_words
 from ..core.files import BadInput
 from ..core.seeds import seeded
 from ..metrics.base import bh
-from .examples import check_embeddings, with_options
+from .examples import check_embeddings
+from ..core.options import with_options
 
 # %% ../../nbs/naming/20_vocabulary.ipynb #591ac8bf
 @dataclass

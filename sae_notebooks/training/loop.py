@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..core.options import with_options
 from ..acts.store import ActStore
 from ..acts.stream import Shuffled
 from ..core.files import BadInput, fingerprint, make_folder, progress_bar, read_json
@@ -56,11 +57,6 @@ class TrainConfig:
         if self.precision not in precisions: raise BadInput(f'precision is one of {precisions}, not {self.precision!r}')
         if not 0<=self.average<1 or not self.clip>0: raise BadInput('average must lie in [0,1) and clip above 0')
         self.betas = tuple(self.betas)
-
-    @classmethod
-    def read(cls, settings:dict)->'TrainConfig': # by name; BadInput for a name that is none
-        try: return cls(**settings)
-        except TypeError as e: raise BadInput(f'{e}; the settings are: {", ".join(cls.__dataclass_fields__)}') from e
 
 # %% ../../nbs/training/20_loop.ipynb #811db69b
 def _sample(store, most=4096): # rows at even distances
@@ -368,7 +364,8 @@ def train(
     **config,                  # fields of TrainConfig
 )->SAE:                        # trained, on raw activations; its history is a DataFrame
     "Train an SAE on the rows of a store. Raises `BadInput` for data or settings that cannot work."
-    cfg,d_in = TrainConfig.read(config),store.d_in if isinstance(store, ActStore) else store.shape[1]
+    cfg = with_options(TrainConfig, config, 'train')
+    d_in = store.d_in if isinstance(store, ActStore) else store.shape[1]
     if isinstance(sae, str): sae = make_sae(sae, d_in=d_in, **(sae_options or {}))
     if sae.d_in!=d_in: raise BadInput(f'the SAE reads rows of {sae.d_in}, the store holds rows of {d_in}')
     labels,out = _read_labels(labels, sae, len(store)),make_folder(out) if out else None

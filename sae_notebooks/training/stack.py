@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.options import with_options
 from ..acts.store import ActStore
 from ..core.codes import Codes, feature_sums, sparse_decode
 from ..core.files import BadInput, make_folder
@@ -152,7 +153,8 @@ def train_many(
     **config,               # fields of TrainConfig, the same for all
 )->list:                    # trained SAEs, in the order of the grid
     "Train many SAEs. TopK and BatchTopK of one shape go as a stack, others one after the other on the same batches."
-    cfg,d_in = TrainConfig.read(config),store.d_in if isinstance(store, ActStore) else store.shape[1]
+    cfg = with_options(TrainConfig, config, 'train')
+    d_in = store.d_in if isinstance(store, ActStore) else store.shape[1]
     if not grid: raise BadInput('the grid is empty')
     saes,out = [make_sae(**{'d_in':d_in,**g}) for g in grid],make_folder(out) if out else None
     folders,groups,alone = [out and out/f'{i:03d}' for i in range(len(saes))],{},[]

@@ -7,12 +7,13 @@ __all__ = ['script_json', 'pick_features', 'asset', 'render', 'PageOptions', 'wr
 
 # %% ../../nbs/viz/30_page.ipynb #245429d6
 import base64, hashlib, json, re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
+from ..core.options import with_options
 from ..core.data import image_getter, image_uri
 from ..core.files import BadInput, atomic, data_uri
 from .figures import check_top, thumbnail
@@ -100,13 +101,6 @@ class PageOptions:
     figures:Sequence|None=None    # pairs of caption and PNG bytes
     words:Mapping|None=None       # what columns mean, for those that `viz.scores` does not know
 
-# %% ../../nbs/viz/30_page.ipynb #7e6bc286
-def _options(given):
-    names = [f.name for f in fields(PageOptions)]
-    if unknown := sorted(set(given)-set(names)):
-        raise BadInput(f'a page has no option {", ".join(unknown)}; it has: {", ".join(names)}')
-    return PageOptions(**given)
-
 # %% ../../nbs/viz/30_page.ipynb #a6479558
 def _check(features, sort_by):
     "An error if `features` cannot be a page sorted by `sort_by`."
@@ -174,7 +168,7 @@ def write_page(
     **options,              # fields of `PageOptions`: title, intro, sort_by …
 )->Path:                    # path
     "One self-contained HTML page of a dictionary's features. Raises `BadInput` before anything is written."
-    o = _options(options)
+    o = with_options(PageOptions, options, 'a page')
     _check(features, o.sort_by)
     items,acts = check_top(top_items, top_acts, len(features))
     groups = _groups(features, o.chosen, o.sort_by, o.n_each)
