@@ -100,6 +100,7 @@ def with_options(
         raise BadInput(f'there is no option {unknown[0]!r}; the options are: {", ".join(names)}')
     return kind(**given)
 
+# %% ../../nbs/naming/10_examples.ipynb #6582796b
 @dataclass(frozen=True)
 class Counts:
     "How many examples of each kind; fewer where there are not enough."
@@ -108,12 +109,13 @@ class Counts:
     near:int=5    # near misses; none without embeddings
     random:int=5  # silent ones at random
 
-# %% ../../nbs/naming/10_examples.ipynb #4cf173ed
+# %% ../../nbs/naming/10_examples.ipynb #dbc126fa
 def _codes_of(report):
     codes = report if isinstance(report, Codes) else report.codes
     if codes is None: raise BadInput('the report was saved without its codes: measure again')
     return codes.to('cpu')
 
+# %% ../../nbs/naming/10_examples.ipynb #07f5035c
 def check_embeddings(
     emb:Tensor, # one row an image, (n, d)
     n:int,      # images
@@ -123,6 +125,7 @@ def check_embeddings(
     bad = ~emb.isfinite().all(1)
     if bad.any(): raise BadInput(f'the embedding of row {bad.nonzero()[0].item()} holds NaN or infinite numbers')
 
+# %% ../../nbs/naming/10_examples.ipynb #38353a3f
 def _looks(report, emb):
     "How the report's images look: unit rows."
     if emb is None: return None
@@ -156,6 +159,7 @@ def draw_examples(
     none = np.zeros(0,int)
     return {k:_four(k, r, v, mask, near.get(k,none), n, np.random.default_rng([seed,k])) for k,(r,v) in own.items()}
 
+# %% ../../nbs/naming/10_examples.ipynb #d3501862
 def _own_images(codes, features):
     "Feature -> the images it is active on, and how strongly."
     if len(features) and not (0<=features.min() and features.max()<codes.d_sae):
