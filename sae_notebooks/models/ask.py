@@ -36,6 +36,7 @@ class Request:
         for p in self.parts: h.update(b'\0'+_bytes(p))
         return h.hexdigest()
 
+# %% ../../nbs/models/90_ask.ipynb #5e0a884c
 def _bytes(p): return b't'+p.encode() if isinstance(p,str) else b'i'+repr((p.mode,p.size)).encode()+p.tobytes()
 
 # %% ../../nbs/models/90_ask.ipynb #48e27296
@@ -54,6 +55,7 @@ def _put_in(piece, values):
     if isinstance(v,str): return [v]
     return [f'- {x}\n' if isinstance(x,str) else x for x in v] or ['(none)\n']
 
+# %% ../../nbs/models/90_ask.ipynb #74365dad
 def _join_texts(parts):
     "The same parts, texts that follow each other made one."
     out = []
@@ -116,9 +118,11 @@ class Reply:
     tokens_out:int=0   # tokens of the answer
     refused:bool=False # the model or its filter declined
 
+# %% ../../nbs/models/90_ask.ipynb #47341e81
 class NoAnswer(RuntimeError):
     "The model could not be asked, after all retries."
 
+# %% ../../nbs/models/90_ask.ipynb #2ecd72d6
 def _reason(e): return f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}'[:200]
 
 # %% ../../nbs/models/90_ask.ipynb #66499fae
@@ -128,6 +132,7 @@ def _messages(req, side):
         return dict(type='image_url', image_url=dict(url=image_uri(p, 'png', side)))
     return [dict(role='system', content=req.system),dict(role='user', content=[part(p) for p in req.parts])]
 
+# %% ../../nbs/models/90_ask.ipynb #84f6425c
 def _format(req, form):
     "How to tell a server what the answer must look like; nothing where it takes no such wish."
     if form=='text': return {}
@@ -305,6 +310,7 @@ def ask_all(
     unasked = f'not asked, the first {give_up} questions failed: {dead}'
     return {k:out.get(k) or Answer('failed', why=unasked) for k in requests}
 
+# %% ../../nbs/models/90_ask.ipynb #a1bf6386
 def _so_far(answers):
     tokens = sum(a.tokens_in+a.tokens_out for a in answers.values())
     return dict(tokens=f'{tokens:,}', failed=sum(a.status!='answered' for a in answers.values()))

@@ -60,6 +60,7 @@ class Backbone:
     def embed_text(self, texts:list)->Tensor: raise BadInput(f'{self.name} does not embed text')
     def generate(self, prompts:list, **kw)->list: raise BadInput(f'{self.name} does not write text')
 
+# %% ../../nbs/models/30_backbone.ipynb #fa90b2e8
 def _to_net(model, x):
     "A tensor where the network is, in its precision where it holds no whole numbers."
     if torch.device(model.device).type=='cuda': x = x.pin_memory()
@@ -82,6 +83,7 @@ def check_texts(
     if bad := [t for t in texts if not isinstance(t,str)]: raise BadInput(f'{bad[0]!r} is no text')
     if not texts: raise BadInput('there are no texts')
 
+# %% ../../nbs/models/30_backbone.ipynb #095227e2
 def _check_tokens(texts, mask):
     lengths = mask.sum(1)
     if not lengths.all(): raise BadInput(f'{texts[int(lengths.argmin())]!r} gives no token')

@@ -35,8 +35,10 @@ def module_at(
 def _first(out): return out[0] if isinstance(out, (tuple,list)) else out
 def _with_first(out, new): return type(out)((new,*out[1:])) if isinstance(out,(tuple,list)) else new
 
+# %% ../../nbs/models/20_hooks.ipynb #6fe93265
 class _Enough(Exception): "Raised inside a forward pass to end it early."
 
+# %% ../../nbs/models/20_hooks.ipynb #e95404f3
 def _before(see):
     "A hook on what goes into a module, by position or by name; `see` may hand back another tensor."
     def hook(mod, args, kw):
@@ -44,6 +46,8 @@ def _before(see):
         new = see(args[0] if args else kw[key])
         if new is not None: return ((new,*args[1:]),kw) if args else (args,{**kw,key:new})
     return hook
+
+# %% ../../nbs/models/20_hooks.ipynb #60e266c0
 def _after(see):
     "A hook on what comes out."
     def hook(mod, args, out):

@@ -39,10 +39,12 @@ def stacks(
         found[next(n for n in names if n not in found)] = path
     return found
 
+# %% ../../nbs/models/10_sites.ipynb #6924642d
 def _is_stack(path, m):
     named = isinstance(m,(nn.ModuleList,nn.Sequential)) and path.split('.')[-1] in _lists
     return named and len(m)>0 and child(m[0],_attention) is not None
 
+# %% ../../nbs/models/10_sites.ipynb #544d3d15
 def _tower(path):
     if re.search('vis|image|trunk|pixel',path): return 'vision'
     return 'language' if 'language' in path else 'text'
@@ -118,11 +120,12 @@ def resolve(
     if site.startswith('resid'): return block+(':in' if site=='resid_pre' else '')
     return f'{block}.{part(model.get_submodule(block),site)}'
 
+# %% ../../nbs/models/10_sites.ipynb #34b84b5e
 def _is_module(model, path):
     try: return path!='' and isinstance(model.get_submodule(path),nn.Module)
     except AttributeError: return False
 
-# %% ../../nbs/models/10_sites.ipynb #34b84b5e
+# %% ../../nbs/models/10_sites.ipynb #4126a7dc
 def _stack_of(model, name, tower):
     "The path of the stack that a name speaks of."
     towers,what = stacks(model),type(model).__name__
@@ -132,6 +135,7 @@ def _stack_of(model, name, tower):
     example = f'{next(iter(towers))}.{name.removeprefix(tower+".")}'
     raise BadInput(f'{name!r}: say which of its towers, {" or ".join(towers)}, as in {example}')
 
+# %% ../../nbs/models/10_sites.ipynb #5e3675be
 def _unknown(model, name):
     known = [*sites(model),*[n for n,_ in model.named_modules() if n]]
     near = get_close_matches(name, known, n=3, cutoff=.4) or known[:3]

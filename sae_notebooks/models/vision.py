@@ -35,6 +35,7 @@ def image_prefix(
     patches = [m for n,m in net.named_modules() if _cuts_patches(m) and not re.search('(^|[.])text',n)]
     return cls,other,patches[0].stride[0] if patches else None
 
+# %% ../../nbs/models/50_vision.ipynb #233ef09a
 def _cuts_patches(m): return isinstance(m,nn.Conv2d) and m.kernel_size==m.stride and m.stride[0]>1
 
 # %% ../../nbs/models/50_vision.ipynb #e069bd5d

@@ -52,6 +52,7 @@ class Shown:
     min_images:int=3    # features active on fewer images are not asked about
     seed:int=0          # of the examples
 
+# %% ../../nbs/naming/30_language_model.ipynb #7ecd4d11
 def _small(x, side):
     if isinstance(x,str): return x
     x = x.convert('RGB')
@@ -85,6 +86,7 @@ _nothing = ('unclear','unknown','none','n/a','nothing in common')
 
 def _tidy(text, most): return ' '.join(str(text).split())[:most]
 
+# %% ../../nbs/naming/30_language_model.ipynb #4d09882e
 def _named(a):
     "Name, description, status and reason from one answer."
     if a.status!='answered': status,why = 'failed',f'{a.status}: {a.why}' if a.why else a.status

@@ -59,6 +59,7 @@ class NameOptions:
             raise BadInput(f'no image is in the part {missing[0]!r}: parts need images to name from and to test on')
         return part
 
+# %% ../../nbs/naming/50_name.ipynb #83479703
 def _split_options(given, kind):
     "`NameOptions`, and what is left for the namer; `BadInput` that lists both for what is neither."
     own,more = [f.name for f in fields(NameOptions)],[f.name for f in fields(kind) if f.name!='seed']
@@ -74,6 +75,7 @@ def _from_words(report, e, net, words, part, o, more):
     t = t[['name','names','status','why']]
     return t if o.features is None else t.loc[list(o.features)]
 
+# %% ../../nbs/naming/50_name.ipynb #f4cec7e2
 def _from_model(report, images, e, namer, part, o, more):
     "Names from a language model: one row a feature."
     asks = naming_requests(report, images, e, part=='name', o.features, seed=o.seed, **more)
@@ -104,6 +106,7 @@ def name(
     out.summary = dict(report.summary, names=_summary(t, s)|dict(namer=str(by)))
     return out
 
+# %% ../../nbs/naming/50_name.ipynb #3e3051e2
 def _summary(t, s):
     "How good the names are, and how many."
     means = {k:float(v) if v==v else None for k,v in names_summary(s).items()} # JSON knows no NaN

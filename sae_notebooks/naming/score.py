@@ -59,6 +59,7 @@ def label_words(
             i = words.parent[i]
     return {label:{label.lower()}.union(*above(label)) for label in dict.fromkeys(map(str,labels))}
 
+# %% ../../nbs/naming/40_score.ipynb #382d4c96
 def _small_letters(words): return {w.strip().lower() for w in words if w.strip()}
 
 # %% ../../nbs/naming/40_score.ipynb #03e2d52f
@@ -88,6 +89,7 @@ def class_hits(
     def hit(k, c): return any(w.lower() in right[c] for w in words[k].split('; ')[:n])
     return pd.Series([hit(k,c) for k,c in classes.items()], index=classes.index, dtype=bool)
 
+# %% ../../nbs/naming/40_score.ipynb #7eb57f9f
 def class_hits_null(
     words:pd.Series,           # as for `class_hits`
     classes:pd.Series,         # as for `class_hits`
@@ -147,6 +149,7 @@ def _area(v, active):
     a,b = v[ok&active],v[ok&~active]
     return ((a[:,None]>b).mean()+(a[:,None]==b).mean()/2) if len(a) and len(b) else np.nan
 
+# %% ../../nbs/naming/40_score.ipynb #547010af
 def auroc_interval(
     auc:float, # measured
     n1:int,    # positives
@@ -183,6 +186,7 @@ def score_name(
     cut = np.quantile(judge.scores(names[:1],np.flatnonzero(part))[0], 1-share) if getattr(judge,'graded',False) else .5
     return out|_figures(s, on, ok, s[0]>cut)
 
+# %% ../../nbs/naming/40_score.ipynb #19cd482c
 def _figures(s, on, ok, yes):
     "AUROC with its interval and null, precision and recall."
     auc,null = _area(s[0],on),np.array([_area(v,on) for v in s[1:]])
@@ -205,11 +209,13 @@ class ScoreOptions(Counts):
     min_images:int=3    # active test images below which a name is not tested
     seed:int=0          # of examples and other names
 
+# %% ../../nbs/naming/40_score.ipynb #c6161b8e
 def _shares(codes, part):
     "Of the images that may be used, the share that each feature is active on."
     keep = torch.from_numpy(part)
     return (torch.bincount(codes.idx[keep[codes.rows]], minlength=codes.d_sae)/max(int(keep.sum()),1)).numpy()
 
+# %% ../../nbs/naming/40_score.ipynb #d457a963
 def _test_examples(report, emb, part, features, o):
     "Examples to test on, in an order that gives nothing away."
     counts = {k:getattr(o,k) for k in ('top','middle','near','random')}

@@ -73,6 +73,7 @@ def word_scores(
     spread = ((sq/(total**2).clamp_min(1e-30)-1/n)*n/(n-1)).clamp_min(1e-12).sqrt() # of a mean of shuffled images
     return near/((sd if hubs else sd.mean())*spread[:,None])*(total>0)[:,None]
 
+# %% ../../nbs/naming/20_vocabulary.ipynb #9563dfbd
 def _totals(codes):
     "For each feature the sum of its activations, and of their squares."
     def add(v): return torch.zeros(codes.d_sae).index_add_(0, codes.idx, v)
@@ -118,6 +119,7 @@ def _table(z, codes, null, vocab, best):
         out.loc[rows,'p'] = (1+len(top)-np.searchsorted(top, v[rows,0]-1e-6))/(len(top)+1)
     return out.rename_axis('feature')
 
+# %% ../../nbs/naming/20_vocabulary.ipynb #71c7fe0b
 def _abstain(t, level):
     "Take the name away where chance does as well too often."
     live = t.p.notna().to_numpy()
@@ -128,7 +130,7 @@ def _abstain(t, level):
     t.loc[live&~sure,'why'] = 'no word stands out'
     return t
 
-# %% ../../nbs/naming/20_vocabulary.ipynb #71c7fe0b
+# %% ../../nbs/naming/20_vocabulary.ipynb #5615c345
 @dataclass(frozen=True)
 class WordOptions:
     "How names are found in a list."
@@ -139,6 +141,7 @@ class WordOptions:
     hubs:bool=True              # take off how near each word is to random images
     seed:int=0                  # of the null
 
+# %% ../../nbs/naming/20_vocabulary.ipynb #c3078503
 def _check_space(codes, emb, vocab, directions):
     d = vocab.emb.shape[1]
     if emb.shape[1]!=d:
