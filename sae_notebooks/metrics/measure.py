@@ -75,6 +75,7 @@ class Images:
     @property
     def judge(self)->str: return next(iter(self.emb))
 
+# %% ../../nbs/metrics/85_measure.ipynb #3bd53b46
 def _images(store, emb, labels):
     if not isinstance(emb, dict): emb = {emb.meta.get('model') or 'judge':emb}
     if not emb: raise BadInput('no evaluation encoder: give an ActStore, or several by name')
@@ -115,11 +116,13 @@ class Encoded:
     err:Tensor           # squared error of the reconstruction, (n,)
     recon:Reconstruction # its sums
 
+# %% ../../nbs/metrics/85_measure.ipynb #7af21772
 def _alone(metric):
     "A metric that has seen everything in every process, and must not be added up again."
     metric.sync_on_compute = False
     return metric
 
+# %% ../../nbs/metrics/85_measure.ipynb #e02508f5
 def _encode_all(sae, store, rows, progress):
     rank,world = process_ranks(join=False)
     own,errors = np.array_split(rows,world)[rank],[torch.zeros(0,dtype=torch.double)]
@@ -200,6 +203,7 @@ def _concept_scores(codes, y, names, cfg):
     t = fms_many(codes, Y, permutations=cfg.draws, draws=cfg.draws, seed=42+cfg.seed)
     return t.drop(columns=['curve','protocol'])
 
+# %% ../../nbs/metrics/85_measure.ipynb #72da28b4
 def _labelled(codes, concepts, cfg):
     "Columns and tables by labels."
     y,names = label_matrix(concepts)
@@ -207,12 +211,13 @@ def _labelled(codes, concepts, cfg):
     fms = _concept_scores(codes, y, names, cfg)
     return columns,dict(labels=labels) if fms is None else dict(labels=labels, fms=fms)
 
-# %% ../../nbs/metrics/85_measure.ipynb #72da28b4
+# %% ../../nbs/metrics/85_measure.ipynb #b2575662
 def _depths(top, tree, classes, cfg):
     if tree is None or classes is None: return {}
     t = depth_table(top, taxonomy(tree, classes), max(500,cfg.draws), cfg.seed)
     return dict(depth=t.depth.to_numpy(), depth_q=t.q.to_numpy())
 
+# %% ../../nbs/metrics/85_measure.ipynb #b1edc21c
 def _columns(im, s, j, by_label, top, acts, tree, cfg):
     "All columns of the report, floors of the scores, and its tables."
     features,floors = feature_table(j, by_label, max(1000,cfg.draws), cfg.seed)
@@ -228,12 +233,13 @@ def _columns(im, s, j, by_label, top, acts, tree, cfg):
 def _resamples(s, j, by_label, ok, cfg):
     "Numbers of the summary in each resample of the images."
     count,q = resampled_counts(len(s.err), cfg.draws, cfg.seed),torch.tensor([.5,.9],dtype=torch.double)
-    def quantiles(j):
+    def quantiles(ms): # (draws, d_sae) -> median and 90 %, (2, draws)
         if not ok.any(): return torch.full((2,cfg.draws), torch.nan)
-        return torch.stack([torch.nanquantile(v[ok], q) for v in resampled_ms(j.codes, j.e, count)], 1)
-    ms,q90 = quantiles(j)
+        return torch.stack([torch.nanquantile(v[ok], q) for v in ms], 1)
+    judges = [j] if by_label is None else [j,by_label[1]]
+    (ms,q90),*purity = map(quantiles, resampled_ms(j.codes, [k.e for k in judges], count))
     out = dict(ms=ms, ms_q90=q90)
-    if by_label is not None: out['purity'] = quantiles(by_label[1])[0]
+    if purity: out['purity'] = purity[0][0]
     out['fve'] = fve(count.double()@s.err, s.recon.sq_dev())
     return {k:v.numpy() for k,v in out.items()}
 
@@ -254,8 +260,10 @@ def _unique(top, n, draws):
     try: return uniqueness(top, n, draws=min(draws,20))
     except BadInput as e: return dict(reason=str(e))
 
+# %% ../../nbs/metrics/85_measure.ipynb #81b36a79
 def _hash(store, item): return hashlib.sha256('\n'.join(map(str,store.items.file.iloc[item])).encode()).hexdigest()[:16]
 
+# %% ../../nbs/metrics/85_measure.ipynb #3f9c3213
 def _finite(d):
     "Numbers that JSON can hold; what is not finite is None."
     if isinstance(d, dict): return {k:_finite(v) for k,v in d.items()}
@@ -269,8 +277,9 @@ def _summary(about, im, s, features, floors, tables, top, middle, cfg):
     if 'fms' in tables: numbers['fms_star'] = float(tables['fms']['star@1'].astype(float).median())
     counts = dict(undefined=int(features.ms.isna().sum()), near_copies=len(tables.get('duplicates',())))
     n = len(im.item)
-    about = dict(uniqueness=_unique(top, n, cfg.draws), evaluator=im.judge, settings=asdict(cfg), made_by=made_by())|about
-    return _finite(dict(images=n, **numbers, **middle, **counts, **about))
+    about = dict(evaluator=im.judge, settings=asdict(cfg), made_by=made_by(), **about)
+    unique = _unique(top, n, cfg.draws)
+    return _finite(dict(images=n, **numbers, **middle, **counts, uniqueness=unique, **about))
 
 # %% ../../nbs/metrics/85_measure.ipynb #ba3498b5
 @torch.no_grad()

@@ -302,23 +302,27 @@ def _hall_root(t, a): # the T of this t
     return torch.where(a.abs()>1e-6, 3/a*(root-1), t)
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #05a74b31
-def _resampled(w, e): # weights of a feature's images in each draw (draws, m), their embeddings (m, d) -> (draws,)
-    sq = ((w@(e@e.T))*w).sum(1) if len(e)<e.shape[1] else (w@e).square().sum(1)
-    u,v = w.sum(1),w.square().sum(1)
-    return torch.where((w>0).sum(1)>1, (sq-v)/(u*u-v), torch.nan)
+def _resampled(w, embs):
+    "Scores (draws,) by each judge: weights of a feature's images (draws, m), their embeddings (m, d)."
+    u,v,enough = w.sum(1),w.square().sum(1),(w>0).sum(1)>1
+    for e in embs:
+        sq = ((w@(e@e.T))*w).sum(1) if len(e)<e.shape[1] else (w@e).square().sum(1)
+        yield torch.where(enough, (sq-v)/(u*u-v), torch.nan)
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #f72b42d0
 def resampled_ms(
     codes:Codes,  # activations above the minimum, (n, d_sae)
-    e:Tensor,     # unit embeddings, (n, d_emb)
+    embs:list,    # unit embeddings by each judge, (n, d_emb)
     count:Tensor, # from `resampled_counts`, (draws, n)
-)->Tensor:        # MS of each feature in each resample, (draws, d_sae)
+)->Tensor:        # MS of each feature in each resample, (judges, draws, d_sae)
     "Every feature's score on resampled images."
     ptr,row,order = transpose(codes)
-    val = codes.val[order]
-    ms = torch.full((len(count),codes.d_sae), torch.nan, dtype=torch.float64)
+    val,count = codes.val[order],count.double()
+    ms = torch.full((len(embs),len(count),codes.d_sae), torch.nan, dtype=torch.float64)
     for k,(lo,hi) in enumerate(pairwise(ptr.tolist())):
-        if hi-lo>1: ms[:,k] = _resampled(count[:,row[lo:hi]]*val[lo:hi], e[row[lo:hi]])
+        if hi-lo<2: continue
+        at = row[lo:hi]
+        for i,v in enumerate(_resampled(count[:,at]*val[lo:hi], [e[at] for e in embs])): ms[i,:,k] = v
     return ms
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #2f73713b
@@ -331,7 +335,7 @@ def bootstrap(
 )->np.ndarray:      # the statistic in each resample, (draws,) or (draws, k)
     "Resample images with replacement, and summarise the scores each time."
     acts,e = checked(acts.to('cpu'), emb.cpu())
-    ms = resampled_ms(above_min(acts, column_min(acts)[0]), e, resampled_counts(len(e), draws, seed))
+    ms, = resampled_ms(above_min(acts, column_min(acts)[0]), [e], resampled_counts(len(e), draws, seed))
     return np.array([np.asarray(stat(v)) for v in ms])
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #a6cb4bb1
