@@ -37,7 +37,7 @@ import sys
 import pandas as pd, torch
 torch.set_num_threads(1)
 from sae_notebooks.acts.store import ActStore
-from sae_notebooks.metrics.report import measure
+from sae_notebooks.metrics.measure import measure
 from sae_notebooks.saes.base import load_sae
 d,out = sys.argv[1:3]
 if 'RANK' in __import__('os').environ: torch.distributed.init_process_group('gloo')
