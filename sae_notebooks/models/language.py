@@ -41,8 +41,8 @@ class LanguageModel(Backbone):
         dtype:str='float32',   # of the weights: float32, bfloat16, float16, or auto as they were saved
         context:int|None=None, # longest text in tokens, default what the model allows, at most 1024
     ):
-        kind = 'as a language model'
-        net,self.tokenizer = load_pretrained(name, 'AutoModelForCausalLM', 'AutoTokenizer', dtype, kind)
+        kinds = 'AutoModelForCausalLM','AutoTokenizer'
+        net,self.tokenizer = load_pretrained(name, *kinds, dtype, 'as a language model')
         super().__init__(net, Path(name).name, device, 'auto')
         _check_vocabulary(name, len(self.tokenizer), len(net.get_input_embeddings().weight))
         most = getattr(net.config,'max_position_embeddings',None) or 1024
@@ -87,10 +87,9 @@ class LanguageModel(Backbone):
         inputs = {k:enc[k] for k in ('input_ids','attention_mask')}
         return write_on(self.net, self.tokenizer, inputs, **dict(max_new_tokens=max_new_tokens)|kw)
 
-# %% ../../nbs/models/60_language.ipynb #27c7cfdd
 def _check_vocabulary(name, known, n):
-    if known<=n: return
-    raise BadInput(f'{name}: the tokenizer knows {known} tokens, the model {n}: they do not belong together')
+    odd = f'{known} tokens in the tokenizer, {n} in the model'
+    if known>n: raise BadInput(f'{name}: {odd}: they do not belong together')
 
 # %% ../../nbs/models/60_language.ipynb #e4203faa
 def load_language(
@@ -109,7 +108,8 @@ def split_texts(
     context:int,  # most tokens of a piece, with those that the tokenizer adds
 )->pd.DataFrame:  # text, source (which text it is of), at (its first character there)
     "Texts in pieces, cut between tokens. Raises `BadInput` for a tokenizer that does not say where its tokens lie."
-    if not tokenizer.is_fast: raise BadInput('a slow tokenizer does not say where its tokens lie: split the texts')
+    if not tokenizer.is_fast:
+        raise BadInput('this tokenizer does not say where its tokens lie: split the texts yourself')
     room,out = context-tokenizer.num_special_tokens_to_add()-2,[]
     if room<1: raise BadInput(f'pieces of {context} tokens are too short')
     for i,t in enumerate(texts):

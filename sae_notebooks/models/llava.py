@@ -47,8 +47,8 @@ class Llava(Backbone):
         if not {'vision','language'}<=set(stacks(net)):
             has = ', '.join(stacks(net)) or 'no stacks of blocks'
             raise BadInput(f'{self.name} has no image tower and language model that are known here; it has {has}')
-        self.tokenizer,self.point = self.processor.tokenizer,'vision.resid_post.-2'
-        self.image_id = net.config.image_token_id
+        self.tokenizer,self.image_id = self.processor.tokenizer,net.config.image_token_id
+        self.point = 'vision.resid_post.-2'
         if self.tokenizer.pad_token is None: self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def prepare(self, items, side='right'):
