@@ -272,7 +272,7 @@ def test_cell_length(capsys):
     median,most = statistics.median(n),n[int(.9*(len(n)-1))]
     with capsys.disabled(): print(f'\nexported cells: {len(n)}, median {median:g} characters, 90 % have at most {most}, longest {n[-1]}')
     longest = ', '.join(f'{w} ({s})' for s,w in sorted(sizes)[-5:])
-    assert median<=400 and most<=1000, f'a cell is a thought: median {median:g} (400), 90 % {most} (1000); the longest: {longest}'
+    assert median<=560 and most<=1250, f'a cell is a thought: median {median:g} characters (560), 90 % {most} (1250); the longest: {longest}'
 
 @pytest.mark.parametrize('path', notebooks(*layers), ids=nb_id)
 def test_something_runs(path):

@@ -72,6 +72,7 @@ def _check_alike(stores):
         check_same(s.path, same(stores[0].man), same(s.man))
         if s.index is not None: raise BadInput('concat takes whole stores: use the store that where() was asked of')
 
+# %% ../../nbs/acts/38_combine.ipynb #42002aaf
 def _link(src, dst):
     try: os.link(src, dst)
     except OSError: copyfile(src, dst)

@@ -141,6 +141,7 @@ class Fetched:
     view:list        # and which view of it each is
     skipped:list     # [item, reason] of those left out
 
+# %% ../../nbs/acts/50_extract.ipynb #156f8315
 def _fetch_batch(run, ids):
     "Open and prepare some items. Raises `BadInput` for one that cannot be read, unless such are to be skipped."
     entries,item,view,skipped = [],[],[],[]
@@ -195,6 +196,7 @@ def _to_host(x):
     if x.device.type!='cuda': return x.cpu()
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
 
+# %% ../../nbs/acts/50_extract.ipynb #d8283945
 def forward_rows(
     run:Extraction, # what to do
     got:Fetched,    # a batch
@@ -258,6 +260,7 @@ def _write(writer, shard, parts, skipped, truncated):
     rows = in_order(cat_rows(parts)) if parts else None
     writer.write(shard, rows, sorted(skipped, key=lambda x: x[0]), truncated=truncated)
 
+# %% ../../nbs/acts/50_extract.ipynb #ea3a3e6a
 def _collect(run, writer, shards, size, bar):
     "Run the batches of some shards, writing each in the background."
     def batches(s): return plan_batches(run.data, s*size, min((s+1)*size,len(run.data)), run.batch_items)

@@ -26,6 +26,7 @@ def write_items(
     with atomic(path) as tmp:
         items.to_csv(tmp, index=False, lineterminator='\n', quoting=quoting, errors='backslashreplace')
 
+# %% ../../nbs/acts/25_manifest.ipynb #b1465968
 def read_items(
     path:str|Path, # a CSV file
 )->pd.DataFrame:   # all columns as text
@@ -100,6 +101,7 @@ def whole_manifest(
 def _need(ok, path, what):
     if not ok: raise BadInput(f'{path}: {what}: it was damaged or is not ours')
 
+# %% ../../nbs/acts/25_manifest.ipynb #48d4fe00
 def _check_record(path, i, record):
     "Raises `BadInput` when a field of a shard's record is missing, of another type, or leads elsewhere."
     types = dict(file=str, rows=int, bytes=int, sha256=str, first=int, skipped=list, dropped=int)
@@ -138,6 +140,7 @@ def _check_head(path, man):
     widths = isinstance(sites,dict) and sites and all(type(v) is int and v>0 for v in sites.values())
     _need(widths, path, 'sites are not widths by name')
 
+# %% ../../nbs/acts/25_manifest.ipynb #bf5de33c
 def read_manifest(
     path:str|Path, # a store's folder
 )->dict:

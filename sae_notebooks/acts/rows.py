@@ -114,6 +114,7 @@ def stat_sums(
     total,lengths = row_moments(acts)
     return dict(sum=total, square=lengths.square().sum(0,keepdim=True), lengths=length_counts(lengths))
 
+# %% ../../nbs/acts/15_rows.ipynb #55944c6f
 def sum_stats(
     parts:list,  # of dictionaries: sum (d,), square (1,), lengths (2048,)
     n:int,       # rows in all of them

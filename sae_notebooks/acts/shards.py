@@ -101,11 +101,13 @@ def announce(
     for place,cuts in jobs:
         with _open(place) as f: _announce(f.fileno(), place, cuts)
 
+# %% ../../nbs/acts/20_shards.ipynb #3b882ca8
 def _announce(fd, place, cuts):
     width = place.dtype.itemsize*place.shape[1]
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
     for lo,_,m in cuts: os.posix_fadvise(fd, place.start+lo*width, m*width, os.POSIX_FADV_WILLNEED)
 
+# %% ../../nbs/acts/20_shards.ipynb #6af39044
 def _open(place):
     try: return open(place.path,'rb',buffering=0)
     except FileNotFoundError as e: raise NotFound(f'{place.path} is missing') from e

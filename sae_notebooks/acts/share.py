@@ -22,10 +22,12 @@ def _open_url(url, **options):
     except ImportError as e: raise BadInput(f'{url} cannot be reached: {e}') from e
     except ValueError as e: raise BadInput(f'{url} is no place that fsspec knows: {e}') from e
 
+# %% ../../nbs/acts/60_share.ipynb #39297ad0
 def _listed(man):
     "Name and hash of every file of a store but the manifest."
     return [(r['file'],r['sha256']) for r in man['items']+man['shards'] if r['file']]
 
+# %% ../../nbs/acts/60_share.ipynb #4d85fe0a
 def _check_other(held, new, place):
     "Refuse to overwrite another store's manifest with ours."
     if held!=new: raise BadInput(f'{place} already holds another store: name another place')
@@ -53,6 +55,7 @@ def push(
     fs.put_file(str(path/'store.json'), there)
     return url
 
+# %% ../../nbs/acts/60_share.ipynb #2364214e
 def _make_dataset(url, private, token):
     from huggingface_hub import HfApi
     repo = '/'.join(url.removeprefix('hf://datasets/').split('/')[:2])
@@ -77,6 +80,7 @@ def fetch(
     (new/'store.json').replace(out/'store.json'); new.rmdir()
     return ActStore(out)
 
+# %% ../../nbs/acts/60_share.ipynb #8ddd7e11
 def _fetch_file(fs, src, dst, want, url):
     with atomic(dst) as tmp:
         try: fs.get_file(src, str(tmp))

@@ -61,6 +61,7 @@ def image_list(
     if not len(items): raise BadInput(f'{table} lists no images')
     return image_files(Images(root, items), Path(table).name)
 
+# %% ../../nbs/acts/10_sources.ipynb #1f1978e6
 def _read_csv(path):
     try: return pd.read_csv(path, dtype=str, keep_default_na=False)
     except pd.errors.EmptyDataError: return pd.DataFrame()
@@ -99,6 +100,7 @@ def text_file(
     except UnicodeDecodeError as e: raise BadInput(f'{path} is not UTF-8 text: {e}') from e
     return texts(table, path.name)
 
+# %% ../../nbs/acts/10_sources.ipynb #2a7a82ad
 def _jsonl(path):
     rows = []
     for n,line in enumerate(path.read_text(encoding='utf-8').split('\n'), 1):
@@ -132,6 +134,7 @@ def kind_of(
 # %% ../../nbs/acts/10_sources.ipynb #3eaa05ef
 def _rgb(x): return x.convert('RGB') if hasattr(x,'convert') and x.mode!='RGB' else x
 
+# %% ../../nbs/acts/10_sources.ipynb #6f521d4b
 def _labels(data):
     "Labels where the dataset lists them without opening every item, by name where it has names."
     values = data['label'] if 'label' in (getattr(data,'column_names',None) or []) else getattr(data,'targets',None)
@@ -142,6 +145,7 @@ def _labels(data):
     plain = [v.item() if hasattr(v,'item') else v for v in values]
     return pd.DataFrame(dict(label=[str(names[v]) if names and isinstance(v,int) else str(v) for v in plain]))
 
+# %% ../../nbs/acts/10_sources.ipynb #9cee5a0b
 def _data_id(data, items, get):
     if getattr(data,'_fingerprint',None): return str(data._fingerprint)[:16]
     def raw(i):
@@ -189,6 +193,7 @@ def open_source(
     embedded = _embedded_texts(str(data))
     return text_file(embedded) if embedded else image_files(open_images(data))
 
+# %% ../../nbs/acts/10_sources.ipynb #1e648bb1
 def _embedded_texts(name):
     item = read_json(data_folder()/'manifest.json').get(name,{})
     if item.get('kind')!='texts': return None

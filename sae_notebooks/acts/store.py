@@ -86,6 +86,7 @@ def _read_tables(path, tables):
         if n[0]!=n[1]: raise BadInput(f'{f} has {n[0]} lines, {n[1]} were written: it was cut short or replaced')
     return pd.concat(found, ignore_index=True).fillna('')
 
+# %% ../../nbs/acts/30_store.ipynb #45f12920
 def _check_items(item, n_items, path):
     "Raises `BadInput` for a row of an item that is not in the tables."
     bad = (item<0)|(item>=n_items)

@@ -70,6 +70,7 @@ def _disk(path):
         raise BadInput(f'cannot write to {path} ({e.strerror or e}): what was written so far is kept; '
                        'make room and run the same again') from e
 
+# %% ../../nbs/acts/35_write.ipynb #4af36734
 def _check_choice(name, value, *choices):
     if value not in choices: raise BadInput(f'{name} must be {", ".join(choices[:-1])} or {choices[-1]}, not {value!r}')
 

@@ -39,7 +39,10 @@ def catalogue()->pd.DataFrame: # indexed by name
     return pd.DataFrame(_manifest()).T.drop(columns='files').rename_axis('name')
 
 def _manifest(): return read_json(data_folder()/'manifest.json')
+
 def _named(kind): return [k for k,v in _manifest().items() if v['kind']==kind]
+
+# %% ../../nbs/core/10_data.ipynb #5a87f62d
 def _embedded(name, kind): # the file or folder of an embedded item of this kind, or None
     return data_folder()/_manifest()[str(name)]['path'] if str(name) in _named(kind) else None
 
@@ -56,6 +59,7 @@ def verify(
     some = ', '.join(bad[:5])
     raise BadInput(f'{len(bad)} embedded files are missing or changed: {some}; restore them from the repository')
 
+# %% ../../nbs/core/10_data.ipynb #82e3e121
 def _hashes(root, item):
     for f,h in item['files'].items():
         yield inside(root, f),h

@@ -46,8 +46,11 @@ class LossMetric:
 def _kurtosis(x): # excess, (d_in,)
     fourth = (x-x.mean(0)).pow(4).mean(0)
     return (fourth/x.var(0).square().clamp_min(1e-30)-3).clamp_min(1e-6)
+
 def _rarity(x): # one over how often the dimension is large, (d_in,)
     return 1/(x.abs()>x.abs().mean(0)).double().mean(0).clamp_min(1e-6)
+
+# %% ../../nbs/geometry/10_inner_product.ipynb #b8eb0056
 proxies = dict(variance=lambda x: x.var(0), kurtosis=_kurtosis, rarity=_rarity) # Cui et al., section 5; ours; ours
 
 # %% ../../nbs/geometry/10_inner_product.ipynb #03ef03fc

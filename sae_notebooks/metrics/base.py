@@ -65,6 +65,7 @@ def unit_rows(
     _no_row(norm==0, 'is zero: it has no direction to compare')
     return e.div_(norm[:,None])
 
+# %% ../../nbs/metrics/05_base.ipynb #2f41f310
 def _no_row(bad, what):
     if bad.any(): raise BadInput(f'the embedding of row {bad.nonzero()[0].item()} {what}')
 

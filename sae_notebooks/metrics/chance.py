@@ -135,6 +135,7 @@ def drawn_p(
         above += score.ge(real-1e-12).sum(0)
     return above/(draws+1)
 
+# %% ../../nbs/metrics/25_chance.ipynb #eeade37a
 def _pairs(e): return (e@e.mT)*(1-torch.eye(e.shape[-2], dtype=e.dtype, device=e.device))
 
 # %% ../../nbs/metrics/25_chance.ipynb #56ef4563

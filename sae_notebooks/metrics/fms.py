@@ -50,6 +50,7 @@ def _columns(acts, lo, hi):
     vals = acts.val.detach()[order[a:b]].float()
     return torch.zeros(hi-lo, len(acts), device=rows.device).index_put_((col,rows[a:b]), vals)
 
+# %% ../../nbs/metrics/40_fms.ipynb #59428a0a
 def _keep(o, mask, n):
     "The entries that `mask` keeps, `n` in every row."
     if o.is_cuda: return o[mask].view(len(o),n)
@@ -267,6 +268,7 @@ def fms_score(
     else: local,whole = local.clip(0,1),(1-_until(gains[1:], curve[1:]>=1-1e-3)).clip(0,1)
     return a0*(local+whole)/2,local,whole
 
+# %% ../../nbs/metrics/40_fms.ipynb #625fa8d4
 def _until(gain, hit):
     "Mean over depths up to and with the first one that has nothing left to learn."
     seen = np.cumsum(hit, 0)-hit==0

@@ -163,6 +163,7 @@ def _add_states(m, d_sae, d_emb):
     m.add_state('low', torch.stack([z(d_sae)+math.inf, z(d_sae)]), _lower)
     m.add_state('hi', z(d_sae)-math.inf, 'max')
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #c8879d0a
 def _add_images(m, acts, e):
     m.n += len(e)
     m.p += power_sums(acts)
@@ -207,6 +208,7 @@ class Judged:
         e = unit_rows(emb, len(self.acts))
         return Judged(self.acts, e, self.codes, _moments(self.acts, e, *self.own), self.own)
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #773a7e3e
 def _moments(acts, e, p, low):
     return ms_from_sums(torch.tensor(len(e)).to(e), p, weighted_embeddings(acts, e), e.sum(0), low)
 
@@ -296,6 +298,7 @@ def _hall(ms, se, a, images, level):
     t = torch.from_numpy(student.ppf(.5+level/2, (images.cpu().numpy()-1).clip(1))).to(se)
     return (ms-se*_hall_root(t, a)).clamp(-1,1),(ms-se*_hall_root(-t, a)).clamp(-1,1)
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #842e211f
 def _hall_root(t, a): # the T of this t
     z = 1+a*(t-a/6)
     root = torch.copysign(z.abs().pow(1/3), z)

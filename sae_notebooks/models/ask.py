@@ -265,6 +265,7 @@ def _remind(req, why):
     said = f'\nYour last answer was not usable ({why}). Answer with JSON only.'
     return replace(req, parts=(*req.parts,said)) if why else req
 
+# %% ../../nbs/models/90_ask.ipynb #a9b34846
 def ask_one(
     model,             # has `name` and `answer`
     req:Request,       # what to ask

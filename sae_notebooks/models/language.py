@@ -87,6 +87,7 @@ class LanguageModel(Backbone):
         inputs = {k:enc[k] for k in ('input_ids','attention_mask')}
         return write_on(self.net, self.tokenizer, inputs, **dict(max_new_tokens=max_new_tokens)|kw)
 
+# %% ../../nbs/models/60_language.ipynb #dd3d1094
 def _check_vocabulary(name, known, n):
     odd = f'{known} tokens in the tokenizer, {n} in the model'
     if known>n: raise BadInput(f'{name}: {odd}: they do not belong together')

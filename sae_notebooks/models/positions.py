@@ -24,6 +24,7 @@ def as_sequence(
     if act.ndim==2: return act[:,None]
     raise BadInput(f'an activation of shape {tuple(act.shape)} is not a vector, a token sequence or a channel map')
 
+# %% ../../nbs/models/40_positions.ipynb #d65f4e00
 def from_sequence(
     seq:Tensor,  # (n, positions, d)
     like:Tensor, # what the hook gave
@@ -43,6 +44,7 @@ def check_rule(
     if drawn or rule in RULES and rule!='random:k': return name,arg
     raise BadInput(f'no row rule {rule!r}: use one of {", ".join(RULES)}')
 
+# %% ../../nbs/models/40_positions.ipynb #0c9e33d5
 def is_mean(
     rule:str, # one of RULES
 )->bool:
@@ -113,6 +115,7 @@ def pick_positions(
                                      'and a tokenizer that knows where its tokens lie')
     return ends(spans, last=arg=='last') if arg in ('first','last') else spans
 
+# %% ../../nbs/models/40_positions.ipynb #e06023cc
 def _one(mask, rule, wanted, use):
     if mask.any(1).all(): return mask
     raise BadInput(f'rule "{rule}" asks for {wanted}, and there is none here: use {use}')
@@ -152,11 +155,13 @@ def take_rows(
     at = _places(mask, seq)
     return seq.flatten(0,1) if at is None else seq.flatten(0,1).index_select(0, at)
 
+# %% ../../nbs/models/40_positions.ipynb #b6c41fa0
 def _places(mask, act):
     "Numbers of the chosen positions, counted through the batch; None: all of them."
     at = mask.flatten().nonzero().flatten()
     return at.to(act.device, non_blocking=True) if len(at)<mask.numel() else None
 
+# %% ../../nbs/models/40_positions.ipynb #52d7a93f
 def _means(seq, mask):
     some = mask.any(1)
     if not some.all(): seq,mask = seq[some.to(seq.device)],mask[some]

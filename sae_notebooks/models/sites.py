@@ -91,6 +91,7 @@ def sites(
         return [pre+'embed']+[f'{pre}{s}.{i}' for i,b in enumerate(blocks) for s in SITES if _has(b,s)]
     return [n for tower,path in towers.items() for n in names(tower,path)]
 
+# %% ../../nbs/models/10_sites.ipynb #bb84beb8
 def _has(block, site):
     try: return site.startswith('resid') or bool(part(block,site))
     except BadInput: return False

@@ -106,6 +106,7 @@ def _codes_of(report):
     if codes is None: raise BadInput('the report was saved without its codes: measure again')
     return codes.to('cpu')
 
+# %% ../../nbs/naming/10_examples.ipynb #6dd1cf22
 def check_embeddings(
     emb:Tensor, # one row an image, (n, d)
     n:int,      # images
@@ -115,6 +116,7 @@ def check_embeddings(
     bad = ~emb.isfinite().all(1)
     if bad.any(): raise BadInput(f'the embedding of row {bad.nonzero()[0].item()} holds NaN or infinite numbers')
 
+# %% ../../nbs/naming/10_examples.ipynb #a000ef23
 def _looks(report, emb):
     "How the report's images look: unit rows."
     if emb is None: return None
@@ -148,6 +150,7 @@ def draw_examples(
     none = np.zeros(0,int)
     return {k:_four(k, r, v, mask, near.get(k,none), n, np.random.default_rng([seed,k])) for k,(r,v) in own.items()}
 
+# %% ../../nbs/naming/10_examples.ipynb #aa97de68
 def _own_images(codes, features):
     "Feature -> the images it is active on, and how strongly."
     if len(features) and not (0<=features.min() and features.max()<codes.d_sae):

@@ -25,6 +25,7 @@ def _close(a, b, what, tol=1e-4):
     off = (a-b).abs().max().item()/scale
     assert off<=tol, f'{what} (by {off:.1e} of the largest value)'
 
+# %% ../../nbs/saes/15_check.ipynb #6c9b124c
 def _nudge_biases(sae, x):
     g = torch.Generator().manual_seed(0)
     for n,p in sae.named_parameters():

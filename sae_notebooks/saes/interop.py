@@ -174,6 +174,7 @@ def _as_ours(w, s):
     if not s.subtracts: w['b_enc'] = w['b_enc']+w['enc']@w['b_dec'] # ours does: put back what that takes away
     return w
 
+# %% ../../nbs/saes/80_interop.ipynb #6b010e18
 def _made(w, s, source): # an SAE of these weights and settings
     w = {k:v for k,v in _as_ours(w, s).items() if v is not None}
     arch = 'topk' if s.architecture=='batchtopk' and 'threshold' not in w else s.architecture

@@ -174,6 +174,7 @@ def _check_stackable(job):
     if job.cfg.resample_every: raise BadInput('a stack cannot restart dead features: resample_every=0, or use train')
     if find_group(device=job.device).world>1: raise BadInput('a stack trains in one process: start it without torchrun')
 
+# %% ../../nbs/training/30_stack.ipynb #8e320c4b
 def _train_stacks(job, saes, folders): # both for each stack -> for each stack its trained SAEs
     job.key = key_of(job, [sae.cfg for own in saes for sae in own])
     there = [f for own in folders for f in own if f and (f/'cfg.json').is_file()]

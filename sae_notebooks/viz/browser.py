@@ -51,6 +51,7 @@ def rows_where(
     if isinstance(got, pd.Series) and got.dtype==bool: return got.to_numpy()
     raise BadInput(f'{condition!r} is not a yes or no for each feature')
 
+# %% ../../nbs/viz/20_browser.ipynb #acb29194
 def _numbers(table): return [c for c in table if pd.api.types.is_numeric_dtype(table[c])]
 
 # %% ../../nbs/viz/20_browser.ipynb #42711696
@@ -249,6 +250,7 @@ def _tokens(pairs):
     def colour(a): return f'rgba(213,94,0,{max(a,0)/most:.2f})'
     return ''.join(f'<span style="background:{colour(a)}">{html.escape(t)}</span>' for t,a in pairs)
 
+# %% ../../nbs/viz/20_browser.ipynb #3bd43903
 def _overlaid(im, heat):
     "The image, paler where the feature is silent."
     from PIL import Image
@@ -279,6 +281,7 @@ def _examples(browser, k, m, thumb, heat):
     most = max([a for _,a in examples] or [1]) or 1
     return ''.join(_example(browser, i, a/most, k, thumb, heat) for i,a in examples)
 
+# %% ../../nbs/viz/20_browser.ipynb #cd93f093
 def _neighbours(browser, k):
     def line(i, name, v): return f'{i} {html.escape(str(name))[:40]} <span style="color:gray">{v:.2f}</span>'
     out = ''

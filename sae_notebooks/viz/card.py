@@ -69,6 +69,7 @@ def _score_figure(report):
     return ('Score against the number of images. Rare features score high by luck more often; what is beyond luck is '
             'told by shuffling, at a false discovery rate of 5 %.', png(ax))
 
+# %% ../../nbs/viz/40_card.ipynb #8af5948f
 def _small_axes():
     import matplotlib.pyplot as plt
     return plt.subplots(figsize=(3.6,2.6))[1]

@@ -76,6 +76,7 @@ def _sha(text):
     "A source expression that lets exactly `text` run."
     return "'sha256-"+base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()+"'"
 
+# %% ../../nbs/viz/30_page.ipynb #14f9bbb8
 def render(
     data:Mapping, # what the script reads
 )->str:           # an HTML document
@@ -144,6 +145,7 @@ def _figure(caption, data):
         raise BadInput(f'figure {caption!r} must be the bytes of a PNG file; viz.figures.png makes them')
     return [str(caption), data_uri(data)]
 
+# %% ../../nbs/viz/30_page.ipynb #d169337b
 def _text(v):
     "A summary's value as text: thousands separated, four digits of a fraction."
     if isinstance(v, (int, np.integer)) and not isinstance(v, bool): return f'{v:,}'
