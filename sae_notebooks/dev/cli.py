@@ -102,7 +102,7 @@ def _verify(
 ):
     "Read a store and compare every row with what was written."
     from sae_notebooks.acts.store import ActStore
-    from sae_notebooks import find_damage
+    from sae_notebooks.acts.damage import find_damage
     if bad := find_damage(store): raise BadInput(f'{len(bad)} things are wrong: '+'; '.join(bad))
     print(f'{store}: {ActStore(store)}, all as written')
 
@@ -182,7 +182,10 @@ def _measure(
     **options,
 ):
     "Score every feature: MS with intervals and null, labels, FMS, overlap, top images."
-    from sae_notebooks import ActStore, from_pretrained, measure, open_tree
+    from sae_notebooks.acts.store import ActStore
+    from sae_notebooks.core.data import open_tree
+    from sae_notebooks.metrics.measure import measure
+    from sae_notebooks.saes.interop import from_pretrained
     judges = {}
     for j in map(ActStore, [judge,*filter(None,also.split(','))]):
         model = j.meta.get('model')
@@ -211,7 +214,10 @@ def _name(
     **options,
 ):
     "Name features from one part of the images, and test the names on another."
-    from sae_notebooks import LocalModel, ServerModel, load_report, name, open_images
+    from sae_notebooks.core.data import open_images
+    from sae_notebooks.metrics.report import load_report
+    from sae_notebooks.models.ask import LocalModel, ServerModel
+    from sae_notebooks.naming.name import name
     r,ims = load_report(report),open_images(images)
     if server and not namer: raise BadInput('a server has several models: say with --namer which one to ask')
     if group and group not in ims.items:
@@ -252,7 +258,9 @@ def _page(
     **options,
 ):
     "The report card of an SAE: one self-contained HTML file with every feature."
-    from sae_notebooks import load_report, open_images, report_card
+    from sae_notebooks.core.data import open_images
+    from sae_notebooks.metrics.report import load_report
+    from sae_notebooks.viz.card import report_card
     from sae_notebooks.core.files import read_json
     r,ims = load_report(report),open_images(images)
     if len(ims)!=r.summary['items']:
