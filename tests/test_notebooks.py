@@ -7,7 +7,7 @@ import nbformat
 @pytest.mark.parametrize('path', notebooks(*narrative), ids=nb_id)
 def test_runs(path, tmp_path):
     small = dict(out=str(tmp_path), scale='smoke')   # what an earlier run left must not help this one; the smallest of its sizes
-    out = run_nb(path, root/'_runs'/nb_id(path), params={k:v for k,v in small.items() if k in parameters(nbformat.read(path, 4))}, timeout=600)
+    out = run_nb(path, root/'_runs'/nb_id(path), params={k:v for k,v in small.items() if k in parameters(path)}, timeout=600)
     stopped = [o for c in nbformat.read(out, 4).cells for o in c.get('outputs',[]) if o.output_type=='error']
     assert not stopped, f'{out} holds an error: {stopped[0].evalue}'
 
