@@ -82,7 +82,7 @@ def test_killed_extract_resumes_to_the_same_bytes(tmp_path):
     photos,rng = copy_photos(tmp_path/'photos',40),random.Random(0)
     exact = [(die_at,1,'items.csv'), (die_at,2,'acts-00000.safetensors'), (die_at,3,'acts-00001.safetensors',1), (die_at,11,'store.json'), (die_at,2,'store.json',1)] # the last: finished
     polled = [(kill_when, (tmp_path/f'polled/acts-0000{n}.safetensors').exists, rng.uniform(0,.1)) for n in (0,5)]
-    want,*got = three_ways(['extract',photos,'--views',2,'--batch-size',8,'--shard-items',4], tmp_path, store_is_honest, exact=exact, polled=polled)
+    want,*got = three_ways(['extract',photos,'--n-views',2,'--batch-size',8,'--shard-items',4], tmp_path, store_is_honest, exact=exact, polled=polled)
     man = json.loads(want['store.json'])
     assert len(man['shards'])==10 and man['n_rows']==80 and set(want)=={'store.json','items.csv',*(s['file'] for s in man['shards'])}
     for g in got: assert g==want
