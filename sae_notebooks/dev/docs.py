@@ -149,7 +149,11 @@ def nb_md(
     exporter = MarkdownExporter(config=_config, raw_template=_template, filters=_filters)
     md,more = exporter.from_notebook_node(_prepared(nb))
     for name,raw in more.get('outputs',{}).items(): md = md.replace(f']({name})', f']({save(name, raw)})')
-    return re.sub(r'\n{3,}', '\n\n', md).strip()
+    md = re.sub(r'\n{3,}', '\n\n', md).strip()
+    return _fenced.sub(lambda m: _linked.sub(r'\1', m[0]), md)
+
+_fenced = re.compile(r'^```python.*?^```', re.S|re.M)
+_linked = re.compile(r'\[`([\w.]+)`\]\(https?://[^)\s]+\)') # nbdev makes links of names, also in signatures
 
 # %% ../../nbs/dev/20_docs.ipynb #065a8eb3
 def _pandoc():
