@@ -91,6 +91,7 @@ class Run:
         rows = _sample(store)
         self.scale = _length(rows) if cfg.scale else 1.
         self.sample = rows/self.scale
+        self.d_sae = sae.d_sae # of the whole: rules for the rate ask for it, also where this process holds a part
         _set_start(sae, self.sample)
         if hasattr(sae,'prepare'): sae.prepare(cfg.precision, device)
         self.sae = self.group.wrap(sae.to(device)).train().to(device)
@@ -144,7 +145,7 @@ def train_step(
     run.backward(fit, x, dead)
     if sae.unit_norm: drop_parallel(sae)
     run.clip()
-    set_rate(run.opt, learning_rate(run.step, sae.d_sae, cfg))
+    set_rate(run.opt, learning_rate(run.step, run.d_sae, cfg))
     run.opt.step()
     if sae.unit_norm: unit_atoms(sae)
     run.idle += n
