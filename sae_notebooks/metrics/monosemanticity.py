@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['power_sums', 'weighted_embeddings', 'column_min', 'shifted_powers', 'mean_similarity', 'Moments', 'ms_from_sums',
            'MonosemanticityScore', 'above_min', 'Judged', 'judged', 'rescored', 'lift', 'leave_one_out', 'intervals',
-           'resampled_ms', 'bootstrap', 'null_band']
+           'resampled_ms', 'bootstrap', 'halves', 'crossfit_top', 'null_band']
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #01d6bf70
 import math
@@ -15,13 +15,14 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from scipy.stats import t as student
 from torch import Tensor
 
 from ..core.codes import Codes, dense_to_codes, feature_sums, row_dots, transpose
 from ..core.files import BadInput
 from ..core.seeds import seeded
-from .base import Metric, checked, resampled_counts, unit_rows
+from .base import Metric, as_acts, as_groups, checked, resampled_counts, unit_rows
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #10d4a041
 def power_sums(
@@ -72,9 +73,11 @@ def shifted_powers(
 def mean_similarity(
     E:Tensor, # sum of unit embeddings, (d_emb,)
     n:Tensor, # how many, ()
+    own:Tensor|None=None, # over groups of images: Σ|ΣE|², Σn²; None: each image is a group, (2,)
 )->float:
-    "Of two different images, whatever the features."
-    return ((E.square().sum()-n)/(n*(n-1))).item()
+    "Of two images of different groups, whatever the features."
+    within,pairs = (n,n) if own is None else own
+    return ((E.square().sum()-within)/(n*n-pairs)).item()
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #6032cb61
 @dataclass
@@ -90,14 +93,19 @@ class Moments:
     den:Tensor     # Σ over pairs of both activations, twice, (d_sae,)
     ms:Tensor      # the score, NaN where it is undefined, (d_sae,)
     shift:Tensor|None = None # what was subtracted from dense activations before, (d_sae,)
+    groups:Tensor|None = None # above the minimum, where images come in groups, (d_sae,)
+    own:Tensor|None = None    # and Σ|ΣE|², Σn² over all groups, (2,)
 
     @property
     def floor(self)->float: # mean similarity of any two images: MS of a feature that is on everywhere alike
-        return mean_similarity(self.E, self.n)
+        return mean_similarity(self.E, self.n, self.own)
     @property
-    def n_images(self)->Tensor: # that effectively carry the feature, (d_sae,)
-        on = self.support>0
-        return torch.where(on, self.p[0]*self.p[0]/torch.where(on,self.p[1],1.), 0.)
+    def units(self)->Tensor: # images above the minimum, or groups of them, (d_sae,)
+        return self.support if self.groups is None else self.groups
+    @property
+    def n_images(self)->Tensor: # images, or groups, that effectively carry the feature, (d_sae,)
+        on,square = self.support>0,self.p[0]*self.p[0]
+        return torch.where(on, square/torch.where(on,self.p[1] if self.groups is None else square-self.den,1.), 0.)
     @property
     def n_pairs(self)->Tensor: # that effectively carry the score, (d_sae,)
         return self.den**2/(2*(self.p[1]**2-self.p[3])).clamp_min(1e-300)
@@ -188,47 +196,88 @@ def above_min(
     lo:Tensor,  # smallest activation of each feature over all images, (d_sae,)
 )->Codes:       # (n, d_sae)
     "Activations above the minimum."
-    if isinstance(acts, Codes) and not lo.any(): return acts
-    return dense_to_codes((acts.to_dense() if isinstance(acts, Codes) else acts)-lo)
+    if not isinstance(acts, Codes) or (lo<0).any():
+        return dense_to_codes((acts.to_dense() if isinstance(acts, Codes) else acts)-lo)
+    if not lo.any(): return acts
+    val = acts.val-lo[acts.idx] # where the minimum is above zero, every image has an entry
+    return as_acts(acts.with_val(val))
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #2b066815
+def _own_terms(m, codes, e, groups):
+    "For each image that turns a feature on, or each group: the feature, Σa, Σa·e·V, and |Σa·e|²."
+    if groups is None: return codes.idx,codes.val,codes.val*row_dots(e,m.V,codes),codes.val**2
+    many = int(groups.max())+1
+    key,inv = (codes.idx*many+groups[codes.rows]).unique(return_inverse=True)
+    k,a = key//many,codes.val.new_zeros(len(key)).index_add(0, inv, codes.val)
+    order,ptr = inv.argsort(),F.pad(torch.bincount(inv,minlength=len(key)).cumsum(0),(1,0))
+    parts = [_sums_of(order[ptr[lo]:ptr[min(lo+2**14,len(key))]], inv, codes, e) for lo in range(0,len(key),2**14)]
+    dot = [(s*m.V[k[at]]).sum(1) for at,s in parts]
+    return (k,a,*(torch.cat([a.new_zeros(0),*v]) for v in (dot,[s.square().sum(1) for _,s in parts])))
+
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #773a7e3e
+def _sums_of(at, inv, codes, e):
+    "Places of some keys, and for each of them the sum of a·e over the entries `at`, which are all it has."
+    keys,to = inv[at].unique(return_inverse=True)
+    return keys,e.new_zeros(len(keys),e.shape[1]).index_add(0, to, codes.val[at][:,None]*e[codes.rows[at]])
+
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #3b834b6b
+def _apart(m, codes, e, groups):
+    "The sums of `m` over pairs of images of different groups."
+    k,a,_,sq = _own_terms(m, codes, e, groups)
+    add = lambda v: v.new_zeros(len(m.ms)).index_add(0, k, v)
+    num,den,on = m.V.square().sum(1)-add(sq),m.p[0]**2-add(a**2),torch.bincount(k, minlength=len(m.ms))
+    ok = (on>1)&(den>0)
+    whole = e.new_zeros(int(groups.max())+1, e.shape[1]).index_add(0, groups, e)
+    own = torch.stack([whole.square().sum(), torch.bincount(groups).square().sum()])
+    return replace(m, num=num, den=den, groups=on, own=own, ms=torch.where(ok, num/torch.where(ok,den,1.), torch.nan))
+
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #c339a656
 @dataclass
 class Judged:
     "Features, and the same images seen by an evaluation encoder, after one pass over both."
-    acts:Codes|Tensor # as `checked` gives them, (n, d_sae)
+    codes:Codes       # activations above the minimum, float64, (n, d_sae)
     e:Tensor          # unit embeddings, (n, d_emb)
-    codes:Codes       # activations above the minimum, (n, d_sae)
     m:Moments         # the sums
-    own:tuple         # power sums and minima of the activations, which no encoder changes
+    groups:Tensor|None = None # what each image belongs to, from `as_groups`, (n,)
 
     def seen_by(self,
         emb:Tensor, # embeddings by another encoder, (n, d_emb)
     )->'Judged':
         "The same features by another judge: only sums that hold embeddings are made again."
-        e = unit_rows(emb, len(self.acts))
-        return Judged(self.acts, e, self.codes, _moments(self.acts, e, *self.own), self.own)
+        return _judged(self.codes, unit_rows(emb, len(self.codes)), self.m.lo, self.m.p, self.groups)
+    @property
+    def ms_all(self)->Tensor: # the score over all pairs of images, also those of one group: what the paper computes
+        if self.groups is None: return self.m.ms
+        return _judged(self.codes, self.e, self.m.lo, self.m.p, None).m.ms
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #773a7e3e
-def _moments(acts, e, p, low):
-    return ms_from_sums(torch.tensor(len(e)).to(e), p, weighted_embeddings(acts, e), e.sum(0), low)
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #a41640cb
+def _judged(codes, e, lo, p, groups):
+    n,off = torch.tensor(len(e)).to(e),len(e)-torch.bincount(codes.idx, minlength=codes.d_sae)
+    m = ms_from_sums(n, p, weighted_embeddings(codes, e), e.sum(0), torch.stack([torch.zeros_like(lo),off.to(lo)]))
+    m = replace(m, lo=lo)
+    return Judged(codes, e, m if groups is None else _apart(m, codes, e, groups), groups)
 
-# %% ../../nbs/metrics/20_monosemanticity.ipynb #3b834b6b
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #3f3f3a04
 def judged(
-    acts,       # of all images: Codes or dense (n, d_sae), or another form that `as_acts` takes
-    emb:Tensor, # their embeddings, (n, d_emb)
+    acts,        # of all images: Codes or dense (n, d_sae), or another form that `as_acts` takes
+    emb:Tensor,  # their embeddings, (n, d_emb)
+    groups=None, # what each image belongs to, as for `as_groups`; pairs within a group do not count, (n,)
 )->Judged:
     "Check features and embeddings, and pass over them once."
     acts,e = checked(acts, emb)
-    own = power_sums(acts),column_min(acts)
-    m = _moments(acts, e, *own)
-    return Judged(acts, e, above_min(acts, m.lo), m, own)
+    low,groups = column_min(acts)[0],as_groups(groups, len(e))
+    lo = torch.where(low.isfinite(), low, 0.)
+    codes = above_min(acts, lo)
+    return _judged(codes, e, lo, power_sums(codes), groups if groups is None else groups.to(e.device))
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #1eebb592
 def _prepared(m, batches):
     "Activations above the minimum, and unit embeddings, of each batch."
     for b in batches:
-        acts,e = (b.codes,b.e) if isinstance(b, Judged) else checked(*b)
-        yield (acts if isinstance(b, Judged) else above_min(_moved(acts, m.shift), m.lo)),e
+        if isinstance(b, Judged): yield b.codes,b.e,b.groups
+        else:
+            acts,e = checked(*b)
+            yield above_min(_moved(acts, m.shift), m.lo),e,None
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #1a81d78a
 def rescored(
@@ -241,18 +290,19 @@ def rescored(
     weak = ((m.den<small*m.p[0]**2)&~m.ms.isnan()).nonzero().flatten().tolist()
     if not weak: return m.ms
     ms,own = m.ms.clone(),{k:[] for k in weak}
-    for codes,e in _prepared(m, batches):
+    for codes,e,groups in _prepared(m, batches):
         ptr,rows,order = transpose(codes)
         for k in weak:
             at = slice(ptr[k],ptr[k+1])
-            own[k].append((codes.val[order[at]],e[rows[at]]))
+            of = rows[at]+len(own[k])*m.n.long() if groups is None else groups[rows[at]]
+            own[k].append((codes.val[order[at]],e[rows[at]],of))
     for k,parts in own.items(): ms[k] = _by_pairs(*map(torch.cat, zip(*parts)), most)
     return ms
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #8fc736d9
-def _by_pairs(w, e, most):
+def _by_pairs(w, e, groups, most):
     top = w.topk(min(most,len(w))).indices
-    pair = (w[top][:,None]*w[top]).fill_diagonal_(0)
+    pair = w[top][:,None]*w[top]*(groups[top][:,None]!=groups[top])
     return (pair*(e[top]@e[top].T)).sum()/pair.sum()
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #1c374fb5
@@ -270,10 +320,12 @@ def leave_one_out(
     e:Tensor,    # their unit embeddings, (n, d_emb)
 )->Tensor:       # the feature's MS without the image, for each entry of `codes`, (nnz,)
     "For each image and each feature that it turns on, the score without this image. The minimum is held fixed."
-    k,a = codes.idx,codes.val
-    num = m.num[k]-2*a*row_dots(e, m.V, codes)+2*a**2
-    den = m.den[k]-2*a*m.p[0][k]+2*a**2
-    return torch.where(m.support[k]>2, num/den, torch.nan)
+    return _without(m, *_own_terms(m, codes, e, None))
+
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #bb2668b3
+def _without(m, k, a, dot, sq): # scores without what `_own_terms` tells of
+    num,den = m.num[k]-2*dot+2*sq,m.den[k]-2*a*m.p[0][k]+2*a**2
+    return torch.where(m.units[k]>2, num/den, torch.nan)
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #3bdd2ccc
 def intervals(
@@ -281,15 +333,17 @@ def intervals(
     batches,         # pairs (acts, emb) of the same images again, or what `judged` made of them
     level:float=.95, # how often the interval should hold the truth
 )->dict:             # se, lo, hi, each (d_sae,); NaN below three images
-    "Standard errors by leaving out one image at a time; intervals corrected for few images and for skewness."
-    d = m.ms.new_zeros(3, len(m.ms))
-    for codes,e in _prepared(m, batches):
-        delta = m.ms[codes.idx]-leave_one_out(m, codes, e)
-        d.index_add_(1, codes.idx, torch.stack([delta, delta**2, delta**3]))
-    mean,var = d[0]/m.n,(d[1]/m.n-(d[0]/m.n)**2).clamp_min(0)
-    se = torch.where(m.support>2, ((m.n-1)*var).sqrt(), torch.nan)
-    skew = (d[2]/m.n-3*mean*d[1]/m.n+2*mean**3)/var.clamp_min(1e-300)**1.5
-    lo,hi = _hall(m.ms, se, (skew/m.n.sqrt()).nan_to_num(0.), m.n_images, level)
+    "Standard errors by leaving out an image, or a group, at a time; corrected for few images and for skewness."
+    d,n = m.ms.new_zeros(3, len(m.ms)),m.n
+    for codes,e,groups in _prepared(m, batches):
+        if groups is not None: n = (groups.max()+1).to(m.n)
+        terms = _own_terms(m, codes, e, groups)
+        delta = m.ms[terms[0]]-_without(m, *terms)
+        d.index_add_(1, terms[0], torch.stack([delta, delta**2, delta**3]))
+    mean,var = d[0]/n,(d[1]/n-(d[0]/n)**2).clamp_min(0)
+    se = torch.where(m.units>2, ((n-1)*var).sqrt(), torch.nan)
+    skew = (d[2]/n-3*mean*d[1]/n+2*mean**3)/var.clamp_min(1e-300)**1.5
+    lo,hi = _hall(m.ms, se, (skew/n.sqrt()).nan_to_num(0.), m.n_images, level)
     return dict(se=se, lo=lo, hi=hi)
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #0b702dc8
@@ -307,16 +361,26 @@ def _hall_root(t, a): # the T of this t
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #05a74b31
 def _resampled(w, embs):
     "Scores (draws,) by each judge: weights of a feature's images (draws, m), their embeddings (m, d)."
-    u,v,enough = w.sum(1),w.square().sum(1),(w>0).sum(1)>1
+    u,own,enough = w.sum(1),w.square(),(w>0).sum(1)>1
     for e in embs:
         sq = ((w@(e@e.T))*w).sum(1) if len(e)<e.shape[1] else (w@e).square().sum(1)
-        yield torch.where(enough, (sq-v)/(u*u-v), torch.nan)
+        yield torch.where(enough, (sq-own@e.square().sum(1))/(u*u-own.sum(1)), torch.nan)
+
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #f36b3d56
+def _as_one(groups, val, embs):
+    "First entry of each group, the sum of its values, and its mean embeddings: a group that acts as one image."
+    names,inv = groups.unique(return_inverse=True)
+    first = torch.full_like(names, len(inv)).scatter_reduce(0, inv, torch.arange(len(inv)), 'amin')
+    w = val.new_zeros(len(names)).index_add(0, inv, val)
+    mean = lambda e: e.new_zeros(len(names),e.shape[1]).index_add(0, inv, val[:,None]*e)/w[:,None]
+    return first,w,[mean(e) for e in embs]
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #f72b42d0
 def resampled_ms(
     codes:Codes,  # activations above the minimum, (n, d_sae)
     embs:list,    # unit embeddings by each judge, (n, d_emb)
     count:Tensor, # from `resampled_counts`, (draws, n)
+    groups:Tensor|None=None, # from `as_groups`; `count` is the same for all images of a group, (n,)
 )->Tensor:        # MS of each feature in each resample, (judges, draws, d_sae)
     "Every feature's score on resampled images."
     ptr,row,order = transpose(codes)
@@ -324,22 +388,54 @@ def resampled_ms(
     ms = torch.full((len(embs),len(count),codes.d_sae), torch.nan, dtype=torch.float64)
     for k,(lo,hi) in enumerate(pairwise(ptr.tolist())):
         if hi-lo<2: continue
-        at = row[lo:hi]
-        for i,v in enumerate(_resampled(count[:,at]*val[lo:hi], [e[at] for e in embs])): ms[i,:,k] = v
+        at,w = row[lo:hi],val[lo:hi]
+        seen = [e[at] for e in embs]
+        if groups is not None:
+            first,w,seen = _as_one(groups[at], w, seen)
+            at = at[first]
+        for i,v in enumerate(_resampled(count[:,at]*w, seen)): ms[i,:,k] = v
     return ms
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #2f73713b
 def bootstrap(
     acts,           # of all images: Codes or dense (n, d_sae)
     emb:Tensor,     # their embeddings, (n, d_emb)
-    stat,           # function of scores (d_sae,) -> number or vector, such as torch.nanmedian
+    stat,           # function of scores (d_sae,) -> number or vector, such as torch.nanmean
     draws:int=200,  # resamples
     seed:int=0,     # the same seed draws the same images, so that two dictionaries can be compared in pairs
+    groups=None,    # images that are drawn together, as for `as_groups`, (n,)
 )->np.ndarray:      # the statistic in each resample, (draws,) or (draws, k)
     "Resample images with replacement, and summarise the scores each time."
-    acts,e = checked(acts.to('cpu'), emb.cpu())
-    ms, = resampled_ms(above_min(acts, column_min(acts)[0]), [e], resampled_counts(len(e), draws, seed))
+    (acts,e),groups = checked(acts.to('cpu'), emb.cpu()),as_groups(groups, len(emb))
+    count = resampled_counts(len(e), draws, seed, groups)
+    ms, = resampled_ms(above_min(acts, column_min(acts)[0]), [e], count, groups)
     return np.array([np.asarray(stat(v)) for v in ms])
+
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #7bdb0205
+def halves(
+    n:int,         # images
+    splits:int=10, # ways to cut them in two
+    seed:int=0,
+    groups=None,   # images of one group stay on one side, (n,)
+)->Tensor:         # 1 where an image is in the half, a half and its rest one after the other, (2*splits, n)
+    "Halves of the images, for `resampled_ms`."
+    g,groups = seeded('halves',seed),as_groups(groups, n)
+    many = n if groups is None else int(groups.max())+1
+    one = torch.stack([torch.randperm(many,generator=g)<many//2 for _ in range(splits)])
+    both = torch.stack([one,~one],1).flatten(0,1).long()
+    return both if groups is None else both[:,groups]
+
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #95be82d4
+def crossfit_top(
+    ms:Tensor,       # scores of features on `halves`, from `resampled_ms`, (2*splits, d_sae)
+    share:float=.1,  # of the features; at least one
+)->float:            # NaN where nothing is defined on both halves
+    "Mean score, on one half of the images, of the features that rank highest on the other."
+    out = []
+    for rank,score in zip(ms, ms.view(-1,2,ms.shape[1]).flip(1).flatten(0,1)):
+        ok = ~(rank+score).isnan()
+        if ok.any(): out.append(score[ok][rank[ok].topk(max(1,int(share*ok.sum()))).indices].mean())
+    return torch.stack(out).mean().item() if out else math.nan
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #a6cb4bb1
 def null_band(

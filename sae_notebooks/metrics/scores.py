@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.codes import Codes
-from .chance import ms_null
+from .chance import ms_null, ms_null_given
 from .monosemanticity import Judged, intervals, judged, lift, rescored
 
 # %% ../../nbs/metrics/27_scores.ipynb #8ec7d7a8
@@ -38,7 +38,7 @@ def ms_columns(
     "The MonoSemanticity score of every feature, its interval, and the images it rests on."
     ms,ci = rescored(j.m, [j]),intervals(j.m, [j])
     return dict(support=j.m.support.long(), ms=ms, ms_se=ci['se'], ms_lo=ci['lo'], ms_hi=ci['hi'],
-                lift=lift(ms,j.m.floor), n_images=j.m.n_images, n_eff=j.m.n_pairs*(j.m.support>1))
+                lift=lift(ms,j.m.floor), n_images=j.m.n_images, n_eff=j.m.n_pairs*(j.m.units>1))
 
 # %% ../../nbs/metrics/27_scores.ipynb #afa7caa8
 def judged_by_label(
@@ -61,9 +61,12 @@ def purity_columns(
     return dict(purity=p.m.ms, purity_se=intervals(p.m, [p])['se'], label=label, label_share=share)
 
 # %% ../../nbs/metrics/27_scores.ipynb #0f72a373
-def _reasons(support, n):
-    out = np.full(len(support), '', object)
-    for why,at in (('dead',support==0),('on for one image',support==1),('on everywhere',support==n)): out[at] = why
+def _reasons(m):
+    "Why a score is undefined; and where its minimum is above zero, which a reader should know."
+    out,lo,units = np.full(len(m.ms), '', object),m.lo.cpu().numpy(),m.units.cpu().numpy()
+    alone = 'on for one image' if m.groups is None else 'on for one group of images'
+    out[lo>0] = 'on everywhere'
+    for why,at in ((alone,units==1),('constant',(units==0)&(lo!=0)),('dead',(units==0)&(lo==0))): out[at] = why
     return out
 
 # %% ../../nbs/metrics/27_scores.ipynb #a0477043
@@ -72,15 +75,18 @@ def feature_table(
     by_label=None,        # from `judged_by_label`
     draws:int|None=None,  # sets of images for the null of rare features; None: no null
     seed:int=0,
+    nuisance=None,        # what is known of each image beside its meaning, as for `ms_null_given`, (n, q)
 )->tuple[pd.DataFrame,dict]: # one row a feature; floor and purity_floor
-    "All columns, for features that are judged already."
+    "All columns, for features that are judged already; `ms_all` is over all pairs, also those of one group."
     columns,floors = ms_columns(j),dict(floor=j.m.floor)
+    if j.groups is not None: columns['ms_all'] = j.ms_all
     if draws is not None: columns |= ms_null(j, draws=draws, seed=seed)
+    if nuisance is not None: columns |= ms_null_given(j, nuisance, seed=seed)
     if by_label is not None:
         columns |= purity_columns(*by_label)
         floors['purity_floor'] = by_label[1].m.floor
     df = pd.DataFrame(columns)
-    return df.assign(reason=_reasons(df.support.to_numpy(), len(j.e))).rename_axis('feature'),floors
+    return df.assign(reason=_reasons(j.m)).rename_axis('feature'),floors
 
 # %% ../../nbs/metrics/27_scores.ipynb #18260087
 def score_features(
@@ -90,10 +96,12 @@ def score_features(
     null:bool=False,   # also z, p and q against the same activations on images at random
     draws:int=2000,    # sets of images for the null of rare features
     seed:int=0,
+    groups=None,       # what each image belongs to: pairs within a group do not count, as for `as_groups`, (n,)
+    nuisance=None,     # also p_given and q_given, among images that are alike in these numbers, (n, q)
 )->tuple[pd.DataFrame,dict]: # one row a feature; floor and purity_floor
     "MS with its interval, support, and class purity, for any features whatever."
-    j = judged(codes, emb)
-    return feature_table(j, judged_by_label(j, labels), draws if null else None, seed)
+    j = judged(codes, emb, groups)
+    return feature_table(j, judged_by_label(j, labels), draws if null else None, seed, nuisance)
 
 # %% ../../nbs/metrics/27_scores.ipynb #95e22ee8
 def rank_agreement(
