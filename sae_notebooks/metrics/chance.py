@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['distinct_sum', 'image_sums', 'null_moments', 'draw_sets', 'drawn_p', 'one_each', 'ms_null', 'near_duplicates',
-           'join_groups', 'near_copy_groups', 'duplicate_share', 'typicality', 'alike_in', 'ms_null_given']
+           'join_groups', 'copy_cosine', 'near_copy_groups', 'duplicate_share', 'typicality', 'alike_in',
+           'ms_null_given']
 
 # %% ../../nbs/metrics/25_chance.ipynb #69450a3e
 from dataclasses import replace
@@ -18,7 +19,7 @@ from ..core.codes import Codes, flat_to_codes, slice_codes, transpose
 from ..core.files import BadInput
 from ..core.seeds import seeded
 from .base import as_groups, bh, unit_rows
-from .monosemanticity import Judged, ms_from_sums, power_sums, weighted_embeddings
+from .monosemanticity import Judged, mean_similarity, ms_from_sums, power_sums, weighted_embeddings
 
 # %% ../../nbs/metrics/25_chance.ipynb #39a7f54c
 def distinct_sum(
@@ -224,13 +225,23 @@ def join_groups(
     return as_groups(connected_components(coo_matrix((np.ones(len(a)),(a,b)), (n,n)), directed=False)[1], n)
 
 # %% ../../nbs/metrics/25_chance.ipynb #a8e196af
+def copy_cosine(
+    emb:Tensor,  # embeddings of the images, (n, d)
+    lift:float,  # from the floor, 0, to the same image, 1
+)->float:        # a cosine
+    "The cosine of a lift: to an encoder with a floor of 0.8 two photographs are soon alike by .98."
+    e = unit_rows(emb)
+    floor = mean_similarity(e.sum(0), torch.tensor(len(e))) if len(e)>1 else 0.
+    return floor+lift*(1-floor)
+
+# %% ../../nbs/metrics/25_chance.ipynb #dbceb9d9
 def near_copy_groups(
     emb:Tensor,       # embeddings of the images, (n, d)
-    above:float=.98,  # cosine from which two count as copies
+    above:float=.98,  # lift from which two count as copies: 0 at the encoder's floor, 1 for the same image
     groups=None,      # and groups that are known, (n,)
 )->Tensor|None:       # groups, (n,); None where every image is alone
     "Images that the encoder can hardly tell apart as groups, joined with those that are known."
-    return join_groups(len(emb), near_duplicates(emb, above)[0], groups)
+    return join_groups(len(emb), near_duplicates(emb, copy_cosine(emb, above))[0], groups)
 
 # %% ../../nbs/metrics/25_chance.ipynb #0f6567b8
 def duplicate_share(

@@ -20,10 +20,10 @@ from ..core.codes import Codes, cat_codes
 from ..core.files import BadInput, made_by, progress_bar
 from ..core.processes import gather_objects, process_ranks
 from .base import resampled_counts
-from .chance import duplicate_share, near_duplicates
+from .chance import copy_cosine, duplicate_share, join_groups, near_duplicates, one_each
 from .fms import fms_many
 from .labels import LabelScores, auroc, best_features, label_matrix, label_null
-from .monosemanticity import Judged, judged, lift, resampled_ms, rescored
+from .monosemanticity import Judged, crossfit_top, halves, judged, lift, resampled_ms, rescored
 from .reconstruction import Reconstruction
 from .report import FeatureReport
 from .scores import feature_table, judged_by_label, rank_agreement, top_examples
@@ -95,7 +95,7 @@ def encode_rows(
     recon:Reconstruction|None=None, # updated on the way
     batch_size:int=4096,# rows at a time
     progress:bool=True, # show a progress bar
-    errors:list|None=None, # squared error of each row is appended, one tensor a batch
+    errors:list|None=None, # squared error and squared distance from the first batch's mean are appended, (2, rows)
 )->Codes:               # (len(rows), d_sae)
     "Features of some rows of a store."
     out = [Codes(torch.zeros(1,dtype=torch.long), torch.zeros(0,dtype=torch.long), torch.zeros(0), sae.d_sae)]
@@ -106,7 +106,10 @@ def encode_rows(
         if recon is None: continue
         back = sae.restore(sae.decode(codes),x)
         recon.update(x.cpu(), back.cpu(), out[-1])
-        if errors is not None: errors.append((x-back).double().square().sum(1).cpu())
+        if errors is None: continue
+        if not lo: centre = x.double().mean(0)
+        off = (x-back).double(),x.double()-centre
+        errors.append(torch.stack([v.square().sum(1).cpu() for v in off]))
     return cat_codes(out)
 
 # %% ../../nbs/metrics/85_measure.ipynb #7c13ab51
@@ -114,7 +117,7 @@ def encode_rows(
 class Encoded:
     "Images as an SAE sees them."
     codes:Codes          # features, (n, d_sae)
-    err:Tensor           # squared error of the reconstruction, (n,)
+    err:Tensor           # squared error of the reconstruction, and squared distance from about the mean, (2, n)
     recon:Reconstruction # its sums
 
 # %% ../../nbs/metrics/85_measure.ipynb #7af21772
@@ -126,15 +129,15 @@ def _alone(metric):
 # %% ../../nbs/metrics/85_measure.ipynb #e02508f5
 def _encode_all(sae, store, rows, progress):
     rank,world = process_ranks(join=False)
-    own,errors = np.array_split(rows,world)[rank],[torch.zeros(0,dtype=torch.double)]
+    own,errors = np.array_split(rows,world)[rank],[torch.zeros(2,0,dtype=torch.double)]
     recon = _alone(Reconstruction(sae.d_in, sae.d_sae))
     codes = encode_rows(sae, store, own, recon, progress=progress, errors=errors)
     sums = {k:getattr(recon,k) for k in recon._defaults}
-    mine = (codes.row_ptr,codes.idx,codes.val),torch.cat(errors),sums
+    mine = (codes.row_ptr,codes.idx,codes.val),torch.cat(errors,1),sums
     codes,errors,sums = zip(*gather_objects(mine))
     for k in recon._defaults: setattr(recon, k, sum(p[k] for p in sums))
     recon._update_count = world
-    return Encoded(cat_codes([Codes(*c,sae.d_sae) for c in codes]), torch.cat(errors), recon)
+    return Encoded(cat_codes([Codes(*c,sae.d_sae) for c in codes]), torch.cat(errors,1), recon)
 
 # %% ../../nbs/metrics/85_measure.ipynb #63146b07
 @dataclass
@@ -145,15 +148,15 @@ class MeasureConfig:
     min_support:int=2   # features on for fewer images stay out of the summary
     min_positives:int=8 # concepts with fewer examples have no FMS
     fms:bool=True       # also score concepts by FMS
-    copies:float=.98    # cosine from which two images count as near copies
+    copies:float=.98    # lift over the floor from which two images count as near copies, and so as one group
     seed:int=0          # of resamples, shuffles and draws
 
 # %% ../../nbs/metrics/85_measure.ipynb #43423305
-def _copies(codes, j, item, above):
-    "Share of each feature's score that rests on near copies, (d_sae,); a table of the copies."
-    pairs,cos = near_duplicates(j.e, above)
+def _together(emb, item, groups, above):
+    "Near copies, two by two, and what each image then belongs to; a table of the copies."
+    pairs,cos = near_duplicates(emb, copy_cosine(emb, above))
     table = pd.DataFrame(dict(a=item[pairs[:,0]], b=item[pairs[:,1]], cosine=cos.numpy()))
-    return duplicate_share(codes, pairs, j.m.den).numpy(),table
+    return pairs,join_groups(len(item), pairs, groups),table
 
 # %% ../../nbs/metrics/85_measure.ipynb #02ddff54
 def _other_judges(j, im, ms):
@@ -172,6 +175,7 @@ def label_report(
     names:list,           # of the labels
     draws:int=100,        # shuffles
     seed:int=0,
+    groups=None,          # what each image belongs to, as for `as_groups`, (n,)
 )->tuple[dict,pd.DataFrame]: # columns for features; one row a label
     "Which label each feature goes with, and which feature each label."
     m = _alone(LabelScores(codes.d_sae, y.shape[1]))
@@ -188,63 +192,61 @@ def label_report(
     return columns|{k:null[k].numpy() for k in ('entropy','entropy_null','entropy_p')},table
 
 # %% ../../nbs/metrics/85_measure.ipynb #30b23bab
-def _concept_scores(codes, y, names, cfg):
+def _concept_scores(codes, y, names, cfg, groups=None):
     "FMS of concepts with enough examples of yes and of no; None where there are none."
     many = ((y==1).sum(0)>=cfg.min_positives)&((y==0).sum(0)>=cfg.min_positives)
     if not (cfg.fms and many.any()): return None
     Y = pd.DataFrame(y[:,many].numpy(), columns=[n for n,k in zip(names,many) if k])
-    t = fms_many(codes, Y, permutations=cfg.draws, draws=cfg.draws, seed=42+cfg.seed)
+    t = fms_many(codes, Y, permutations=cfg.draws, draws=cfg.draws, seed=42+cfg.seed, groups=groups)
     return t.drop(columns=['curve','protocol'])
 
 # %% ../../nbs/metrics/85_measure.ipynb #72da28b4
-def _labelled(codes, concepts, cfg):
+def _labelled(codes, concepts, cfg, groups=None):
     "Columns and tables by labels."
     y,names = label_matrix(concepts)
-    columns,labels = label_report(codes, y, names, min(cfg.draws,100), cfg.seed)
-    fms = _concept_scores(codes, y, names, cfg)
+    columns,labels = label_report(codes, y, names, min(cfg.draws,100), cfg.seed, groups)
+    fms = _concept_scores(codes, y, names, cfg, groups)
     return columns,dict(labels=labels) if fms is None else dict(labels=labels, fms=fms)
 
 # %% ../../nbs/metrics/85_measure.ipynb #b2575662
-def _depths(top, tree, classes, cfg):
+def _depths(j, tree, classes, cfg):
+    "Where a feature's strongest images meet, of each group the first."
     if tree is None or classes is None: return {}
-    t = depth_table(top, taxonomy(tree, classes), max(500,cfg.draws), cfg.seed)
+    lone,kinds = one_each(j),taxonomy(tree, classes)
+    if j.groups is not None: kinds = kinds[np.unique(j.groups.numpy(), return_index=True)[1]]
+    t = depth_table(top_examples(lone.codes, cfg.m)[0], kinds, max(500,cfg.draws), cfg.seed)
     return dict(depth=t.depth.to_numpy(), depth_q=t.q.to_numpy())
 
 # %% ../../nbs/metrics/85_measure.ipynb #b1edc21c
-def _columns(im, s, j, by_label, top, acts, tree, cfg):
+def _columns(im, s, j, by_label, acts, pairs, tree, nuisance, cfg):
     "All columns of the report, floors of the scores, and its tables."
-    features,floors = feature_table(j, by_label, max(1000,cfg.draws), cfg.seed)
+    features,floors = feature_table(j, by_label, max(1000,cfg.draws), cfg.seed, nuisance)
     features.insert(1, 'density', s.recon.compute()['density'].numpy())
-    share,near = _copies(s.codes, j, im.item, cfg.copies)
+    share = duplicate_share(s.codes, pairs, j.m.p[0]**2-j.m.p[1]).numpy()
     judges,tables = _other_judges(j, im, features.ms)
-    if len(near): tables = dict(duplicates=near)|tables
-    labels,more = _labelled(s.codes, im.concepts, cfg) if im.concepts is not None else ({},{})
-    columns = dict(max_act=acts[:,0], copies=share)|judges|labels|_depths(top, tree, im.classes, cfg)
+    labels,more = _labelled(s.codes, im.concepts, cfg, j.groups) if im.concepts is not None else ({},{})
+    columns = dict(max_act=acts[:,0], copies=share)|judges|labels|_depths(j, tree, im.classes, cfg)
     return features.assign(**columns),floors,tables|more
 
 # %% ../../nbs/metrics/85_measure.ipynb #a3227cc7
 def _resamples(s, j, by_label, ok, cfg):
-    "Numbers of the summary in each resample of the images."
-    count,q = resampled_counts(len(s.err), cfg.draws, cfg.seed),torch.tensor([.5,.9],dtype=torch.double)
-    def quantiles(ms): # (draws, d_sae) -> median and 90 %, (2, draws)
-        if not ok.any(): return torch.full((2,cfg.draws), torch.nan)
-        return torch.stack([torch.nanquantile(v[ok], q) for v in ms], 1)
-    judges = [j] if by_label is None else [j,by_label[1]]
-    (ms,q90),*purity = map(quantiles, resampled_ms(j.codes, [k.e for k in judges], count))
-    out = dict(ms=ms, ms_q90=q90)
-    if purity: out['purity'] = purity[0][0]
-    out['fve'] = fve(count.double()@s.err, s.recon.sq_dev())
-    return {k:v.numpy() for k,v in out.items()}
+    "Means of the summary in each resample of the images; the cross-fitted top of the features."
+    n,groups,judges = s.err.shape[1],j.groups,[j] if by_label is None else [j,by_label[1]]
+    count,half = resampled_counts(n, cfg.draws, cfg.seed, groups),halves(n, seed=cfg.seed, groups=groups)
+    ms = resampled_ms(j.codes, [k.e for k in judges], torch.cat([count,half]), groups)[:,:,ok]
+    out = {k:v[:cfg.draws].nanmean(1).numpy() for k,v in zip(('ms','purity'),ms)}
+    err,dev = count.double().matmul(s.err.T).T
+    return dict(out, fve=(1-err/dev).numpy()),crossfit_top(ms[0,cfg.draws:])
 
 # %% ../../nbs/metrics/85_measure.ipynb #73196a33
-def _middle(f, s, boots):
-    "Medians and quantiles over the features `f`, with 95 % intervals over images."
-    out = dict(ms=f.ms.median(), ms_q90=f.ms.quantile(.9), lift=f['lift'].median(),
+def _middle(f, s, boots, top):
+    "Means over the features `f`, with 95 % intervals over images; the median and the top beside them."
+    out = dict(ms=f.ms.mean(), ms_median=f.ms.median(), ms_top=top, lift=f['lift'].mean(),
                meaningful=float((f.q<=.05).mean()) if len(f) else None)
-    if 'purity' in boots: out['purity'] = f.purity.median()
-    explained = fve(s.err.sum(), s.recon.sq_dev()).item()
+    if 'purity' in boots: out.update(purity=f.purity.mean(), purity_median=f.purity.median())
+    explained = fve(s.err[0].sum(), s.recon.sq_dev()).item()
     for k,v in boots.items():
-        mid,half = out.get(k, explained),1.96*np.nanstd(v) if np.isfinite(v).any() else np.nan
+        mid,half = out.get(k, explained),1.96*np.nanstd(v, ddof=1) if np.isfinite(v).sum()>1 else np.nan
         out |= {f'{k}_lo':mid-half, f'{k}_hi':mid+half}
     return out
 
@@ -264,17 +266,25 @@ def _finite(d):
     return d.item() if isinstance(d, np.generic) else d
 
 # %% ../../nbs/metrics/85_measure.ipynb #3a54b0ed
-def _summary(about, im, s, features, floors, tables, top, middle, cfg):
+def _summary(about, im, s, features, floors, tables, top, middle, groups, cfg):
     "Numbers and names about the whole."
     numbers = {k:v for k,v in s.recon.compute().items() if k!='density'}|floors
     if 'fms' in tables: numbers['fms_star'] = float(tables['fms']['star@1'].astype(float).median())
-    counts = dict(undefined=int(features.ms.isna().sum()), near_copies=len(tables.get('duplicates',())))
-    n = len(im.item)
+    n,own = len(im.item),dict(undefined=int(features.ms.isna().sum()), near_copies=len(tables.get('duplicates',())))
+    largest = 1 if groups is None else int(torch.bincount(groups).max())
+    counts = dict(own, groups=n if groups is None else int(groups.max())+1, largest_group=largest)
     about = dict(evaluator=im.judge, settings=asdict(cfg), made_by=made_by(), **about)
     unique = _unique(top, n, cfg.draws)
     return _finite(dict(images=n, **numbers, **middle, **counts, uniqueness=unique, **about))
 
 # %% ../../nbs/metrics/85_measure.ipynb #ba3498b5
+def _of_items(values, store, item, what):
+    "What is known of each item, for the items that have rows."
+    if values is None: return None
+    if len(values)!=len(store.items): raise BadInput(f'{len(values)} {what} for {len(store.items)} images')
+    return np.asarray(values)[item]
+
+# %% ../../nbs/metrics/85_measure.ipynb #d4e33914
 @torch.no_grad()
 def measure(
     sae:SAE,           # a trained SAE, also one of another library
@@ -283,18 +293,24 @@ def measure(
     labels=None,       # class of each item (n_items,), or a table of concepts (n_items, C); None: the store's labels
     tree:pd.DataFrame|None=None, # a taxonomy of the classes, see `taxonomy`
     loss:dict|None=None, # what replacing activations does to the model, from `LossRecovered`; joins the summary
+    groups=None,       # what each item belongs to: patient, burst, author, as for `as_groups`; near copies join, (n_items,)
+    nuisance=None,     # numbers of each item to be held alike for `p_given`, see `ms_null_given`, (n_items, q)
     progress:bool=True,# show a progress bar
     **options,         # fields of MeasureConfig
 )->FeatureReport:
     "Score every feature of an SAE in one pass over a store. Raises `BadInput` for stores or labels of other images."
     cfg,im = with_options(MeasureConfig, options, 'measure'),_images(store, emb, labels)
     s = _encode_all(sae, store, im.rows, progress)
-    j,(top,acts) = judged(s.codes, im.emb[im.judge]),top_examples(s.codes, cfg.m)
+    groups,nuisance = (_of_items(v, store, im.item, what) for v,what in ((groups,'groups'),(nuisance,'nuisances')))
+    pairs,groups,near = _together(im.emb[im.judge], im.item, groups, cfg.copies)
+    j,(top,acts) = judged(s.codes, im.emb[im.judge], groups),top_examples(s.codes, cfg.m)
     by_label = judged_by_label(j, im.classes)
-    features,floors,tables = _columns(im, s, j, by_label, top, acts, tree, cfg)
+    features,floors,tables = _columns(im, s, j, by_label, acts, pairs, tree, nuisance, cfg)
+    if len(near): tables = dict(duplicates=near)|tables
     ok = (features.support>=cfg.min_support).to_numpy()
-    draws = _resamples(s, j, by_label, torch.tensor(ok), cfg)
+    draws,best = _resamples(s, j, by_label, torch.tensor(ok), cfg)
     about = dict(items=len(store.items), sae=sae.cfg, model=store.meta.get('model'), point=store.meta.get('point'),
                  images_hash=_hash(store, im.item), **({'loss':loss} if loss else {}))
-    summary = _summary(about, im, s, features, floors, tables, top, _middle(features[ok], s, draws), cfg)
+    middle = _middle(features[ok], s, draws, best)
+    summary = _summary(about, im, s, features, floors, tables, top, middle, groups, cfg)
     return FeatureReport(features, summary, np.where(top>=0, im.item[top], -1), acts, tables, draws, s.codes, im.item)

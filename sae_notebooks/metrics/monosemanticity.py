@@ -432,7 +432,8 @@ def crossfit_top(
 )->float:            # NaN where nothing is defined on both halves
     "Mean score, on one half of the images, of the features that rank highest on the other."
     out = []
-    for rank,score in zip(ms, ms.view(-1,2,ms.shape[1]).flip(1).flatten(0,1)):
+    other = ms[torch.arange(len(ms))^1] # the rest of each half is beside it
+    for rank,score in zip(ms, other):
         ok = ~(rank+score).isnan()
         if ok.any(): out.append(score[ok][rank[ok].topk(max(1,int(share*ok.sum()))).indices].mean())
     return torch.stack(out).mean().item() if out else math.nan
