@@ -342,12 +342,12 @@ def crossfit_best(
     codes = _as_codes(acts, y).to('cpu')
     own = _group_ids(np.arange(len(codes)) if groups is None else groups, len(codes))
     half = (torch.randperm(int(own.max())+1, generator=seeded('halves',seed))%2==0)[own]
-    rows = dict.fromkeys(('auroc_held','held_lo','held_hi','held_features'))
     picks,areas = zip(*(_held_half(codes, y.cpu(), own, h) for h in (half,~half)))
     both = [_mean_area(*pair) for pair in zip(*areas)]
-    for to,k in (('auroc_held','auroc'),('held_lo','lo'),('held_hi','hi')): rows[to] = [getattr(a,k).item() for a in both]
-    rows['held_features'] = [f'{a}; {b}' for a,b in zip(*(k.tolist() for k in picks))]
-    return pd.DataFrame(rows, index=pd.Index(names,name='label'))
+    value,lo,hi = ([getattr(a,k).item() for a in both] for k in ('auroc','lo','hi'))
+    chosen = [f'{a}; {b}' for a,b in zip(*(k.tolist() for k in picks))]
+    table = dict(auroc_held=value, held_lo=lo, held_hi=hi, held_features=chosen)
+    return pd.DataFrame(table, index=pd.Index(names,name='label'))
 
 # %% ../../nbs/metrics/35_labels.ipynb #652b1894
 _of_each = 'auroc','v1','v0','cov','z','p'
