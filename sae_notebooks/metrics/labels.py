@@ -263,25 +263,45 @@ def label_entropy(
 
 # %% ../../nbs/metrics/35_labels.ipynb #4081ec54
 class GroupShuffle:
-    "Orders of images in which whole groups of equal size change places, and the images within each group."
+    "Orders of images in which whole groups of like size change places, and the images within each group."
     def __init__(self,
-        n:int,       # images
-        groups=None, # what belongs together, (n,); None: each image for itself
+        n:int,          # images
+        groups=None,    # what belongs together, (n,); None: each image for itself
+        together:int=10,# groups that change places with each other, at least, if neighbouring sizes have as many
     ):
-        own = torch.arange(n) if groups is None else _group_ids(groups, n)
-        size = torch.bincount(own)[own] if n else own
-        order = torch.argsort(own, stable=True)
-        self.alike = [order[size[order]==s].view(-1,int(s)) for s in size.unique()] # images of groups of one size
-        self.n,self.exchanged = n,sum(b.numel() for b in self.alike if len(b)>1)/max(n,1)
+        self.n,self.alike,self.exchanged = n,[],1.
+        if groups is None: return
+        own = _group_ids(groups, n)
+        order,size = own.argsort(stable=True),torch.bincount(own)
+        first = size.cumsum(0)-size
+        for ids in _like_sizes(size, together):
+            at = torch.arange(int(size[ids].max()))
+            rows = order[(first[ids][:,None]+at).clamp_max(n-1)]
+            self.alike.append((rows, size[ids], at<size[ids][:,None]))
+        self.exchanged = sum(int(m.sum()) for _,s,m in self.alike if len(s)>1)/n
 
     def order(self, g:torch.Generator)->Tensor: # (n,); labels[order] are shuffled labels
         "One order."
-        if len(self.alike)==1 and self.alike[0].shape[1]==1: return torch.randperm(self.n, generator=g)
+        if not self.alike: return torch.randperm(self.n, generator=g)
         out = torch.empty(self.n, dtype=torch.long)
-        for b in self.alike:
-            within = torch.rand(b.shape, generator=g).argsort(1)
-            out[b.reshape(-1)] = b[torch.randperm(len(b), generator=g)].gather(1, within).reshape(-1)
+        for rows,size,there in self.alike:
+            mixed = rows.gather(1, torch.rand(rows.shape, generator=g).masked_fill(~there, 2.).argsort(1))
+            who = torch.randperm(len(rows), generator=g)
+            out[rows[there]] = mixed[who].gather(1, torch.arange(rows.shape[1])%size[who][:,None])[there]
         return out
+
+# %% ../../nbs/metrics/35_labels.ipynb #0211468c
+def _like_sizes(size, together):
+    "Numbers of the groups of each size, neighbouring sizes put together where fewer than `together` have one."
+    out,few = [],[]
+    for s in size.unique():
+        ids = (size==s).nonzero().flatten()
+        if len(ids)<together:
+            few.append(ids)
+            if sum(map(len,few))<together: continue
+        if few: out.append(torch.cat(few)); few = []
+        if len(ids)>=together: out.append(ids)
+    return out+[torch.cat(few)] if few else out
 
 # %% ../../nbs/metrics/35_labels.ipynb #40677d5d
 def label_null(
