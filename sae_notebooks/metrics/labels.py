@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.codes import Codes, dense_to_codes, feature_sums, pick_rows
 from ..core.files import BadInput
 from ..core.seeds import seeded
-from .base import Metric, as_acts, bh
+from .base import Metric, as_acts, as_groups
 
 # %% ../../nbs/metrics/35_labels.ipynb #513145bd
 def label_matrix(
@@ -112,13 +112,9 @@ def _areas(acts, y, groups):
     "One `_Area` for each label."
     codes = _as_codes(acts, y).to('cpu')
     col,rows,val,tie = _sorted_entries(codes)
-    cells = None if groups is None else _Cells(col, rows, _group_ids(groups, len(codes)), codes.d_sae)
+    own = as_groups(groups, len(codes))
+    cells = None if own is None else _Cells(col, rows, own, codes.d_sae)
     return [_auroc_of(col, rows, val, tie, codes.d_sae, y[:,c].cpu(), cells) for c in range(y.shape[1])]
-
-# %% ../../nbs/metrics/35_labels.ipynb #62f0cda0
-def _group_ids(groups, n):
-    if len(groups)!=n: raise BadInput(f'{len(groups)} groups for {n} images: each image needs the group it belongs to')
-    return torch.from_numpy(np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1))
 
 # %% ../../nbs/metrics/35_labels.ipynb #ff465c33
 def _sorted_entries(codes):
@@ -270,8 +266,8 @@ class GroupShuffle:
         together:int=10,# groups that change places with each other, at least, if neighbouring sizes have as many
     ):
         self.n,self.alike,self.exchanged = n,[],1.
-        if groups is None: return
-        own = _group_ids(groups, n)
+        own = as_groups(groups, n)
+        if own is None: return
         order,size = own.argsort(stable=True),torch.bincount(own)
         first = size.cumsum(0)-size
         for ids in _like_sizes(size, together):
@@ -360,7 +356,8 @@ def crossfit_best(
 )->pd.DataFrame: # one row a label: auroc_held, held_lo, held_hi, held_features (the two that were chosen)
     "AUROC, with 95 % interval, of the feature that correlates most with each label on the other half of the images."
     codes = _as_codes(acts, y).to('cpu')
-    own = _group_ids(np.arange(len(codes)) if groups is None else groups, len(codes))
+    own = as_groups(groups, len(codes))
+    if own is None: own = torch.arange(len(codes))
     half = (torch.randperm(int(own.max())+1, generator=seeded('halves',seed))%2==0)[own]
     picks,areas = zip(*(_held_half(codes, y.cpu(), own, h) for h in (half,~half)))
     both = [_mean_area(*pair) for pair in zip(*areas)]
