@@ -236,8 +236,8 @@ def _names_said(s):
     counts = f'{s["named"]} named, {s["abstained"]} abstained, {s["failed"]} failed'
     if s['auroc'] is None: return f'{counts}; detection AUROC undefined'
     if s['null'] is None: return f'{counts}; detection AUROC {s["auroc"]:.3f}'
-    return (f'{counts}; detection AUROC {s["auroc"]:.3f} ({s["lo"]:.3f} to {s["hi"]:.3f}), '
-            f'by names of others {s["null"]:.3f}')
+    span = '' if s['lo'] is None else f' ({s["lo"]:.3f} to {s["hi"]:.3f})' # one name has no interval
+    return f'{counts}; detection AUROC {s["auroc"]:.3f}{span}, by names of others {s["null"]:.3f}'
 
 def _confirm(cost):
     import typer

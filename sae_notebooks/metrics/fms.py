@@ -7,6 +7,7 @@ __all__ = ['Presorted', 'presort', 'stumps', 'Tree', 'grow', 'fms_score', 'FMSOp
            'fms_many', 'probe_ceilings', 'cross_matrix', 'FeatureMonosemanticityScore']
 
 # %% ../../nbs/metrics/40_fms.ipynb #5e893649
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.options import with_options
-from ..core.codes import Codes, dense_to_codes, transpose
+from ..core.codes import Codes, dense_to_codes, pick_rows, transpose
 from ..core.files import BadInput
 from ..core.seeds import seeded
 from .base import Metric, as_acts
-from .labels import label_matrix
+from .labels import GroupShuffle, label_matrix
 
 # %% ../../nbs/metrics/40_fms.ipynb #4ad6188b
 @dataclass
@@ -286,6 +287,7 @@ class FMSOptions:
     max_depth:int|None = None     # of the tree
     balance:bool|None = None      # positives and negatives count alike, in growing and in accuracy; None: for heldout
     seed:int = 42                 # of split, shuffles and resamples
+    splits:int = 3                # ways to cut into fitted and scored: the first is reported, `sd` is over all
 
     def __post_init__(self):
         if self.protocol not in ('heldout','paper','notebook','toy'):
@@ -327,14 +329,19 @@ class _Split:
     def own(self): return None if self.groups is None else self.groups[self.score] # groups of what is scored
 
 # %% ../../nbs/metrics/40_fms.ipynb #ed578ee8
-def _split(y, groups, test, o):
+def _splits(y, groups, test, o):
+    "The split that is reported, then others for the spread."
     known,groups = ~np.isnan(y),None if groups is None else np.asarray(groups)
-    if not o.held: return _Split(y, known, known, groups)
-    if test is None:
-        test = np.zeros(len(y), bool)
-        own = None if groups is None else groups[known]
-        test[known] = split_rows(y[known], own, seed=o.seed, stratify=o.protocol=='heldout')
-    return _Split(y, known&~test, known&test, groups)
+    if not o.held: return [_Split(y, known, known, groups)]
+    if test is None: test = [_draw(y, known, groups, o, k) for k in range(max(o.splits,1))]
+    return [_Split(y, known&~t, known&t, groups) for t in np.atleast_2d(test)]
+
+# %% ../../nbs/metrics/40_fms.ipynb #34b5dda3
+def _draw(y, known, groups, o, k):
+    test = np.zeros(len(y), bool)
+    own = None if groups is None else groups[known]
+    test[known] = split_rows(y[known], own, seed=o.seed+k, stratify=o.protocol=='heldout')
+    return test
 
 # %% ../../nbs/metrics/40_fms.ipynb #f701567f
 @dataclass
@@ -378,12 +385,10 @@ def _answers(data, rank, tree, s, o):
 
 # %% ../../nbs/metrics/40_fms.ipynb #dcdc5139
 def _shuffles(y, groups, times, g):
-    "Labels, shuffled; whole groups change places if each has one label."
-    if groups is not None:
-        names,inv = np.unique(groups, return_inverse=True)
-        first = np.array([y[inv==k][0] for k in range(len(names))])
-        if (first[inv]==y).all(): return np.stack([g.permutation(first)[inv] for _ in range(times)],1)
-    return np.stack([g.permutation(y) for _ in range(times)],1)
+    "Labels, shuffled, (n, times); those of a group travel together (`GroupShuffle`)."
+    if groups is None: return np.stack([g.permutation(y) for _ in range(times)],1)
+    blocks,of_torch = GroupShuffle(len(y), groups),torch.Generator().manual_seed(int(g.integers(2**31)))
+    return np.stack([y[blocks.order(of_torch).numpy()] for _ in range(times)],1)
 
 # %% ../../nbs/metrics/40_fms.ipynb #de073b7f
 def _null_held(answers, o, g):
@@ -392,12 +397,13 @@ def _null_held(answers, o, g):
     return o.score(*answers.right(_shuffles(answers.y, answers.groups, o.permutations, g), o.balance))
 
 # %% ../../nbs/metrics/40_fms.ipynb #5a70564c
-def _null_grown(data, t, score, o, w1, g):
+def _null_grown(data, t, s, o, w1, g):
     "FMS of trees grown on shuffled labels."
-    rows,out = torch.from_numpy(np.flatnonzero(score)).to(t.device),[]
-    for _ in range(o.permutations):
+    rows,out = torch.from_numpy(np.flatnonzero(s.score)).to(t.device),[]
+    if not o.permutations: return [np.array([])]*len(o.p)
+    for own in _shuffles(t[rows].cpu().numpy(), s.own, o.permutations, g).T:
         y = t.clone()
-        y[rows] = t[rows][torch.from_numpy(g.permutation(len(rows))).to(t.device)]
+        y[rows] = torch.from_numpy(own.copy()).to(t.device)
         rank,tree = _models(data, y, o, w1)
         curve = tree.curve(o.protocol=='notebook').double().numpy()
         out.append(o.score([rank.acc.iloc[j] if j<len(rank) else curve[0] for j in (0,*o.p)], curve))
@@ -421,9 +427,9 @@ def fms(
     acts,         # activations: Codes, dense or sparse (n, d_sae); or from `presort`
     y,            # 1 where the concept is present, 0 where not, NaN left out, (n,)
     groups=None,  # examples with the same group stay on one side, (n,)
-    test=None,    # True where an example is scored, (n,); None: `split_rows`
-    **options,    # fields of `FMSOptions`: p, protocol, permutations, draws, latent, max_depth, balance, seed
-)->dict:          # acc, global, curve, feature, threshold, depth, n, positives, reason; fms@p, star@p, null@p, …
+    test=None,    # True where an example is scored, (n,), or one row a split, (splits, n); None: `split_rows`
+    **options,    # fields of `FMSOptions`: p, protocol, permutations, draws, latent, max_depth, balance, seed, splits
+)->dict:          # acc, global, curve, feature, threshold, depth, n, positives, reason; fms@p, star@p, null@p, sd@p, …
     "FMS of one concept, or NaN and a reason; `star` has chance taken out. Raises `BadInput` for other labels."
     o = with_options(FMSOptions, options, 'fms')
     data = acts if isinstance(acts, Presorted) else presort(acts)
@@ -431,10 +437,12 @@ def fms(
     n,positives = int((~np.isnan(y)).sum()),int(np.nansum(y))
     out = dict(n=n, positives=positives, protocol=o.protocol, reason='')
     if not 0<positives<n: return _undefined(out, o, 'all examples have the same label')
-    s = _split(y, groups, test, o)
+    s,*others = _splits(y, groups, test, o)
     why = 'one part of the split has a single class: more examples, or another grouping'
     if not s.both_classes: return _undefined(out, o, why)
-    return _fms(data.only(torch.from_numpy(s.fit).to(data.x[0].device)), s, o, out)
+    out = _fms(_fitted(data, s), s, o, out)
+    out |= _spread(data, [out[f'fms@{q}'] for q in o.p], others, o)
+    return out if groups is None else dict(out, exchanged=GroupShuffle(len(s.own),s.own).exchanged)
 
 # %% ../../nbs/metrics/40_fms.ipynb #40b3be0f
 def _concept(y, n):
@@ -446,7 +454,7 @@ def _concept(y, n):
 # %% ../../nbs/metrics/40_fms.ipynb #4686d3f4
 def _undefined(out, o, why):
     nan = float('nan')
-    none = {f'{k}@{q}':nan for q in o.p for k in ('fms','star','null','p_value','lo','hi','local')}
+    none = {f'{k}@{q}':nan for q in o.p for k in ('fms','star','null','p_value','lo','hi','sd','local')}
     out = dict(out, acc=nan, curve=np.array([]), feature=-1, threshold=nan, depth=0, reason=why)
     return {**out, 'global':nan, **none}
 
@@ -463,11 +471,21 @@ def _fms(data, s, o, out):
     if len(rank)<=max(o.p): out['reason'] = f'fewer than {max(o.p)+1} features can be cut: the majority stands in'
     best = rank.loc[0]
     out.update(acc=acc[0], curve=curve, feature=int(best.feature), threshold=float(best.threshold), depth=len(curve)-1)
-    null = _null_held(answers, o, g) if o.held else _null_grown(data, t, s.score, o, w1, g)
+    null = _null_held(answers, o, g) if o.held else _null_grown(data, t, s, o, w1, g)
     for j,boot in enumerate(_resampled(answers, o, g)):
         score = fms_score(acc[0], acc[1+j], curve, o.protocol)
         out.update(_row(o.p[j], *score, null[j], boot))
     return out
+
+# %% ../../nbs/metrics/40_fms.ipynb #7bfac134
+def _fitted(data, s): return data.only(torch.from_numpy(s.fit).to(data.x[0].device))
+
+def _spread(data, first, others, o):
+    "Standard deviation of each FMS over splits, NaN for fewer than two."
+    quiet = replace(o, permutations=0, draws=0)
+    runs = [_fms(_fitted(data, s), s, quiet, {}) for s in others if s.both_classes]
+    all_of = np.array([first,*([r[f'fms@{q}'] for q in o.p] for r in runs)])
+    return {f'sd@{q}':all_of[:,j].std(ddof=1) if len(all_of)>1 else np.nan for j,q in enumerate(o.p)}
 
 # %% ../../nbs/metrics/40_fms.ipynb #a0ffe3a6
 def _row(p, score, local, whole, null, boot):
@@ -504,19 +522,22 @@ def fms_many(
     ceilings:bool=False,  # also a linear probe and a difference of means, on the same split
     groups=None,          # examples with the same group stay on one side, (n,)
     seed:int=42,          # of the split, and of all that is random in `fms`
-    **options,            # fields of `FMSOptions`: p, protocol, permutations, draws, latent, max_depth, balance
+    **options,            # fields of `FMSOptions`: p, protocol, permutations, draws, latent, max_depth, balance, splits
 )->pd.DataFrame:          # one row a concept
     "FMS of every concept, with one sort and one split for all. Raises `BadInput` for unknown negatives or options."
     kinds = ('all','hard','background')
     if negatives not in kinds: raise BadInput(f'negatives can be all, hard or background, not {negatives!r}')
     Y,names = label_matrix(labels)
     data,Y = presort(acts),Y.numpy()
-    test = split_rows(Y if Y.shape[1]>1 else Y[:,0], groups, seed=seed, stratify=not np.isnan(Y).any())
+    own,free = Y if Y.shape[1]>1 else Y[:,0],not np.isnan(Y).any()
+    splits = with_options(FMSOptions, options, 'fms').splits
+    test = np.stack([split_rows(own, groups, seed=seed+k, stratify=free) for k in range(max(splits,1))])
     rows = []
     for c in range(len(names)):
         y = _against(Y, c, negatives)
         rows.append(fms(data, y, groups=groups, test=test, seed=seed, **options))
-        if ceilings and not rows[-1]['reason'].startswith(('all','one')): rows[-1].update(probe_ceilings(data, y, test))
+        both = not rows[-1]['reason'].startswith(('all','one'))
+        if ceilings and both: rows[-1].update(probe_ceilings(data, y, test[0]))
     return pd.DataFrame(rows, index=pd.Index(names,name='concept'))
 
 # %% ../../nbs/metrics/40_fms.ipynb #51e31fbc
@@ -562,29 +583,61 @@ def cross_matrix(
     return pd.DataFrame(out, names, names),pd.Series(np.diag(out)-rest, names, name='selectivity')
 
 # %% ../../nbs/metrics/40_fms.ipynb #00554b7f
+def _hashes(rows): # anything with bytes or a str -> int64
+    "A number for each item that depends on nothing but the item."
+    short = (hashlib.blake2b(r if isinstance(r,bytes) else str(r).encode(), digest_size=8).digest() for r in rows)
+    return torch.tensor([int.from_bytes(b, 'big', signed=True) for b in short], dtype=torch.long)
+
+# %% ../../nbs/metrics/40_fms.ipynb #a823fb21
+def _content(c, y):
+    "Hash of each row's entries that are not zero, and of its labels."
+    on = c.val!=0
+    rows,idx,val = (v[on].cpu() for v in (c.rows,c.idx,c.val.detach().float()))
+    order = np.lexsort((idx.numpy(), rows.numpy()))
+    entry = np.stack([idx.numpy()[order],val.numpy().view(np.int32)[order].astype(np.int64)],1)
+    ends = torch.bincount(rows, minlength=len(c)).cumsum(0).tolist()
+    labels = y.double().cpu().nan_to_num(-9.).numpy()
+    return _hashes([entry[a:b].tobytes()+l.tobytes() for a,b,l in zip([0,*ends],ends,labels)])
+
+# %% ../../nbs/metrics/40_fms.ipynb #7a38127a
 class FeatureMonosemanticityScore(Metric):
-    "`fms_many` over batches; keeps the entries that are not zero."
+    "`fms_many` over batches, whatever their order; keeps the entries that are not zero."
     full_state_update = False
     def __init__(self,
         d_sae:int, # number of features
-        **kw,      # see `fms_many`
+        **kw,      # see `fms_many`; `groups` go with their batch
     ):
         super().__init__()
+        if 'groups' in kw: raise BadInput('groups are given to `update`, with the batch they belong to')
         self.d_sae,self.kw = d_sae,kw
-        for name in ('idx','val','many','y'): self.add_state(name, [], 'cat')
+        for name in ('idx','val','many','y','key','group'): self.add_state(name, [], 'cat')
 
     def update(self,
-        acts,      # activations: Codes, dense or sparse (n, d_sae)
-        y:Tensor,  # labels from `label_matrix`, (n, C)
+        acts,       # activations: Codes, dense or sparse (n, d_sae)
+        y:Tensor,   # labels from `label_matrix`, (n, C)
+        items=None, # a name or number for each example, that decides its side of the split, (n,); None: its content
+        groups=None,# examples of a group stay on one side, (n,)
     ):
-        "Keep one batch."
+        "Keep one batch. Raises `BadInput` for rows that do not match."
         acts = as_acts(acts)
         c = acts if isinstance(acts, Codes) else dense_to_codes(acts)
-        if len(c)!=len(y): raise BadInput(f'{len(c)} rows of activations and {len(y)} of labels do not belong together')
-        self.idx.append(c.idx); self.val.append(c.val.detach())
-        self.many.append(c.row_ptr.diff()); self.y.append(y)
+        for v,what in ((y,'labels'),(items,'items'),(groups,'groups')):
+            if v is not None and len(v)!=len(c):
+                raise BadInput(f'{len(c)} rows of activations and {len(v)} of {what} do not belong together')
+        here,own = c.idx.device,_content(c, y)
+        key = torch.stack([own if items is None else _hashes(_plain(items)), own], 1)
+        group = torch.zeros_like(own) if groups is None else _hashes(_plain(groups))
+        new = c.idx,c.val.detach(),c.row_ptr.diff(),y,key.to(here),group.to(here)
+        for to,v in zip((self.idx,self.val,self.many,self.y,self.key,self.group), new): to.append(v)
 
     def compute(self)->pd.DataFrame: # one row a concept
-        states = (self.idx, self.val, self.many, self.y)
-        idx,val,many,y = ((torch.cat(v) if isinstance(v,list) else v).cpu() for v in states)
-        return fms_many(Codes(F.pad(many.cumsum(0),(1,0)), idx, val, self.d_sae), y.numpy(), **self.kw)
+        states = (self.idx, self.val, self.many, self.y, self.key, self.group)
+        idx,val,many,y,key,group = ((torch.cat(v) if isinstance(v,list) else v).cpu() for v in states)
+        order = torch.from_numpy(np.lexsort((group.numpy(), key[:,1].numpy(), key[:,0].numpy())))
+        codes = pick_rows(Codes(F.pad(many.cumsum(0),(1,0)), idx, val, self.d_sae), order)
+        if (group==0).any() and (group!=0).any(): raise BadInput('some batches came with groups and some without')
+        groups = group[order].numpy() if group.any() else None
+        return fms_many(codes, y[order].numpy(), groups=groups, **self.kw)
+
+# %% ../../nbs/metrics/40_fms.ipynb #2654c6f3
+def _plain(v): return np.asarray(v.cpu() if isinstance(v,Tensor) else v).tolist()

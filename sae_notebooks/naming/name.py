@@ -43,7 +43,7 @@ def embed_report(
 class NameOptions:
     "Options of `name`."
     judge:object=None     # see `naming.score`; None: the image-text model
-    groups:object=None    # images with the same group stay in one part, one for each row of the report's codes
+    groups:object=None    # images with the same group stay in one part and count once, one for each row of the codes
     part:object=None      # `name`, `test` or another word for each row; None: `split_parts`
     features:object=None  # which; None: all
     emb:torch.Tensor|None=None # the images in the space of the image-text model, if at hand, (n, d)
@@ -99,7 +99,7 @@ def name(
     part = o.parts(len(e))
     if namer is None: t = _from_words(report, e, net, words, part, o, more)
     else: t = _from_model(report, images, e, namer, part, o, more)
-    s = score_names(report, t, o.judge or ImageTextJudge(net,e), e, part=='test', seed=o.seed)
+    s = score_names(report, t, o.judge or ImageTextJudge(net,e), e, part=='test', seed=o.seed, groups=o.groups)
     figures = s[['auroc','lo','hi','null','p']].add_prefix('name_').astype(float)
     out = named(report, t.join(figures))
     by = getattr(namer,'name',None) or (words if isinstance(words,str) else 'own list')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ImageTextJudge', 'label_words', 'LabelJudge', 'class_hits', 'class_hits_null', 'share_interval', 'ModelJudge',
-           'auroc_interval', 'score_name', 'ScoreOptions', 'score_names', 'names_summary', 'name_agreement']
+           'score_name', 'ScoreOptions', 'score_names', 'names_summary', 'name_agreement']
 
 # %% ../../nbs/naming/40_score.ipynb #6415347b
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as student
 from torch import Tensor
 
 from ..core.data import image_getter, open_tree, open_words
 from ..metrics.base import bh
+from ..metrics.labels import auroc
 from ..models.ask import AnswerCache, ask_all
 from .examples import Counts, draw_examples
 from ..core.options import with_options
@@ -150,18 +152,10 @@ def _area(v, active):
     return ((a[:,None]>b).mean()+(a[:,None]==b).mean()/2) if len(a) and len(b) else np.nan
 
 # %% ../../nbs/naming/40_score.ipynb #547010af
-def auroc_interval(
-    auc:float, # measured
-    n1:int,    # positives
-    n0:int,    # negatives
-)->tuple:      # lo, hi
-    "95 % score interval of an AUROC from few examples (Newcombe 2006, method 5)."
-    from scipy.optimize import brentq
-    N = (n1+n0)/2
-    def off(t): return abs(auc-t)-1.96*(t*(1-t)/(n1*n0)*(2*N-1-(3*N-3)/((2-t)*(1+t))))**.5
-    tiny = 1e-9
-    inner = min(max(auc,tiny),1-tiny) # the bounds lie on either side of it
-    return (0. if auc<=tiny else brentq(off, 0, inner)),(1. if auc>=1-tiny else brentq(off, inner, 1))
+def _area_between(v, active, groups):
+    "AUROC of scores without NaN, and its 95 % interval."
+    area = auroc(torch.as_tensor(v).double()[:,None], torch.as_tensor(active).double()[:,None], groups)
+    return [area[k].item() for k in ('auroc','lo','hi')]
 
 # %% ../../nbs/naming/40_score.ipynb #97c5c097
 _unknown = dict.fromkeys(('auroc','lo','hi','precision','recall','null','p'), np.nan)
@@ -173,6 +167,7 @@ def score_name(
     share:float,    # of the images of the part, the share that the feature is active on
     part:np.ndarray,# images of the test, bool (n,)
     min_images:int, # examples of either kind below which nothing is said
+    groups=None,    # of all images of the part's report, those that belong together, (n,)
 )->dict:            # auroc, lo, hi, precision, recall, null, p, on, off, unjudged, why
     "How well a name tells the images that a feature is active on from the others."
     on = ex.active
@@ -184,14 +179,13 @@ def score_name(
     out['unjudged'] = int((~ok).sum())
     if ok.sum()<2 or on[ok].all() or not on[ok].any(): return dict(out, why='the judge cannot say')
     cut = np.quantile(judge.scores(names[:1],np.flatnonzero(part))[0], 1-share) if getattr(judge,'graded',False) else .5
-    return out|_figures(s, on, ok, s[0]>cut)
+    return out|_figures(s, on, ok, s[0]>cut, None if groups is None else np.asarray(groups)[ex.rows[ok]])
 
 # %% ../../nbs/naming/40_score.ipynb #19cd482c
-def _figures(s, on, ok, yes):
+def _figures(s, on, ok, yes, groups):
     "AUROC with its interval and null, precision and recall."
-    auc,null = _area(s[0],on),np.array([_area(v,on) for v in s[1:]])
+    (auc,lo,hi),null = _area_between(s[0][ok], on[ok], groups),np.array([_area(v,on) for v in s[1:]])
     null = null[~np.isnan(null)]
-    lo,hi = auroc_interval(auc, int(on[ok].sum()), int((~on[ok]).sum()))
     precision = on[yes&ok].mean() if (yes&ok).any() else np.nan
     p = (1+(null>=auc-1e-12).sum())/(len(null)+1) if len(null)>4 else np.nan
     mean = null.mean() if len(null) else np.nan
@@ -208,6 +202,7 @@ class ScoreOptions(Counts):
     others:int|None=None # names of other features for the null; None: up to 500, or 1 for a language model
     min_images:int=3    # active test images below which a name is not tested
     seed:int=0          # of examples and other names
+    groups:object=None  # images that belong together, one for each row of the codes: intervals count groups
 
 # %% ../../nbs/naming/40_score.ipynb #c6161b8e
 def _shares(codes, part):
@@ -247,28 +242,31 @@ def score_names(
     for k,nm in names.items():
         rest = names[names!=nm].to_numpy()
         others = list(rng.choice(rest, min(most,len(rest)), replace=False)) if len(rest) else []
-        figures = score_name(judge, examples[k], [nm,*others], shares[k], part, o.min_images)
+        figures = score_name(judge, examples[k], [nm,*others], shares[k], part, o.min_images, o.groups)
         rows.append(dict(feature=k, name=nm, **figures))
     out = pd.DataFrame(rows).set_index('feature')
     out['q'] = bh(out.p)
     return out[_columns]
 
 # %% ../../nbs/naming/40_score.ipynb #b5e76646
+def _mean_interval(v):
+    "95 % interval of a mean of AUROCs, NaN where they do not vary."
+    v = v.dropna()
+    half = student.ppf(.975, len(v)-1)*v.std()/len(v)**.5 if len(v)>1 and v.std()>1e-9 else np.nan
+    return (max(v.mean()-half,0.),min(v.mean()+half,1.)) if half==half else (np.nan,np.nan)
+
+# %% ../../nbs/naming/40_score.ipynb #b836e386
 def names_summary(
     scores:pd.DataFrame, # from `score_names`
-    draws:int=2000,      # resamples of features
-    seed:int=0,          # of the resamples
 )->dict: # tested, auroc with lo and hi, null with lo and hi, p of the difference, better (share with q ≤ .05), unjudged
     "Mean detection AUROC of a set of names with a 95 % interval over features, and of the names of others."
     t = scores[scores.auroc.notna()].astype(dict(auroc=float,null=float))
-    n,rng = len(t),np.random.default_rng(seed)
     unknown = dict.fromkeys(('auroc','lo','hi','null','null_lo','null_hi','p','better'), np.nan)
-    out = dict(tested=n, **unknown, unjudged=len(scores)-n)
-    if not n: return out
-    both = t[['auroc','null']]
-    boot = pd.DataFrame([both.iloc[rng.integers(0,n,n)].mean() for _ in range(draws)]) # NaN are left out
-    (lo,null_lo),(hi,null_hi) = boot.quantile([.025,.975]).to_numpy()
-    p = (1+(~(boot.auroc>boot.null)).sum())/(draws+1)
+    out = dict(tested=len(t), **unknown, unjudged=len(scores)-len(t))
+    if t.empty: return out
+    (lo,hi),(null_lo,null_hi) = _mean_interval(t.auroc),_mean_interval(t.null)
+    more = (t.auroc-t.null).dropna()
+    p = student.sf(more.mean()/more.std()*len(more)**.5, len(more)-1) if len(more)>1 and more.std()>1e-9 else np.nan
     means = dict(auroc=t.auroc.mean(), null=t.null.mean(), better=float((t.q<=.05).mean()))
     return out|means|dict(lo=lo, hi=hi, null_lo=null_lo, null_hi=null_hi, p=p)
 
