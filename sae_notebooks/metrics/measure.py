@@ -22,7 +22,7 @@ from ..core.processes import gather_objects, process_ranks
 from .base import resampled_counts
 from .chance import copy_cosine, duplicate_share, join_groups, near_duplicates, one_each
 from .fms import fms_many
-from .labels import LabelScores, auroc, best_features, label_matrix, label_null
+from .labels import LabelScores, auroc, best_features, crossfit_best, label_matrix, label_null
 from .monosemanticity import Judged, crossfit_top, halves, judged, lift, resampled_ms, rescored
 from .reconstruction import Reconstruction
 from .report import FeatureReport
@@ -181,8 +181,8 @@ def label_report(
     m = _alone(LabelScores(codes.d_sae, y.shape[1]))
     m.update(codes, y)
     scores = {k:v.reshape(codes.d_sae,-1) for k,v in m.compute().items()}
-    area,null = auroc(codes, y),label_null(codes, y, draws, seed)
-    table = best_features(scores, area, names).assign(
+    area,null = auroc(codes, y, groups),label_null(codes, y, draws, seed, groups=groups)
+    table = best_features(scores, area, names).join(crossfit_best(codes, y, names, groups, seed)).assign(
         positives=(y==1).sum(0).int().numpy(), null=null['best_null'].numpy(), p=null['best_p'].numpy())
     top = area['auroc'].nan_to_num(0.).argmax(1)
     best = lambda v: v.gather(1,top[:,None])[:,0].numpy()
