@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := nbs/tutorials/01_first_sae.ipynb
 
-.PHONY: demo test docs lab export refresh clean help
+.PHONY: demo test thorough docs lab export refresh clean help
 .DEFAULT_GOAL := help
 
 help:     ## this list
@@ -21,6 +21,9 @@ demo: $(READY)     ## train a first SAE on the embedded data; prints the path of
 
 test: $(READY)     ## every test; the last line is 'N passed, N failed'
 	@$(BIN)/python tests/run.py
+
+thorough: $(READY)     ## what `make test` leaves out: coverage of intervals, speed; before a release
+	@$(BIN)/python tests/run.py --slow
 
 docs: $(READY)     ## the site, in _docs/
 	@$(BIN)/sae-notebooks docs

@@ -15,6 +15,7 @@ _modules = {
     'saes.base': 'load_sae make_sae SAE save_sae',
     'saes.check': 'check',
     'saes.interop': 'from_pretrained read_sae save_as',
+    'saes.match': 'match_l0',
     'geometry.inner_product': 'dimension_weights LossMetric power_metric',
     'geometry.recovery': 'mcc',
     'acts.combine': 'concat store_rows',

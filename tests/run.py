@@ -1,15 +1,16 @@
 """Run everything that can fail: API notebooks with nbdev_test, the rest with pytest, two at a time where no clock is looked at. Last line: `N passed, N failed`.
 
     python tests/run.py [words that notebook paths or pytest items must contain]
+    python tests/run.py --slow [words]    the cells marked `#| slow` and the tests marked slow, which the rest leaves out: coverage of intervals, speed
 """
-import os, subprocess, sys, time
+import json, os, re, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
 root = Path(__file__).resolve().parent.parent
 bin_,runs = Path(sys.executable).parent,root/'_runs'
-workers,nb_limit,pytest_limit = 2,900,3000          # seconds
+workers,nb_limit,pytest_limit,slow_limit = 2,900,3000,5400          # seconds
 beside = ['test_docs.py','test_faults.py','test_hygiene.py','test_store.py']
 
 def env(at_once=1):
@@ -25,13 +26,18 @@ def api_notebooks():
     found = sorted((root/'nbs').rglob('*.ipynb'))
     return [p for p in found if not any(part[0] in '._' for part in p.relative_to(root/'nbs').parts) and not (p.parent/'.notest').exists()]
 
+def slow_notebooks():
+    "API notebooks with a cell that only a thorough run runs"
+    slow = lambda c: c['cell_type']=='code' and re.search(r'^#\|\s*slow\b', ''.join(c['source']), re.M)
+    return [p for p in api_notebooks() if any(map(slow, json.loads(p.read_text(encoding='utf-8'))['cells']))]
+
 def narrative_notebooks():
     "Those that are run from top to bottom: tutorials, papers, benchmarks"
     return sorted((p for d in ('tutorials','papers','benchmarks') for p in (root/'nbs'/d).glob('*.ipynb')), key=lambda p: (p.parent.name!='tutorials',p))
 
-def call(cmd, limit, **more):
+def call(cmd, limit, at_once=workers, **more):
     "(exit status, what was printed); a command that takes too long has failed"
-    try: r = subprocess.run(cmd, cwd=root, env=dict(more, **env(workers)), capture_output=True, text=True, errors='replace', timeout=limit)
+    try: r = subprocess.run(cmd, cwd=root, env=dict(more, **env(at_once)), capture_output=True, text=True, errors='replace', timeout=limit)
     except subprocess.TimeoutExpired as e: return 124, f'stopped after {limit} s\n{(e.stdout or b"")[-2000:]}'
     return r.returncode, r.stdout+r.stderr
 
@@ -57,24 +63,46 @@ def job(path):
     if n[1]: print(said.strip()[-6000:], flush=True)
     return n
 
+def job_slow(path):
+    "(passed, failed, skipped) of a notebook with its slow cells, alone, since some of them look at the clock"
+    t = time.perf_counter()
+    status,said = call([str(bin_/'nbdev_test'),'--path',str(path),'--flags','slow','--n_workers','0'], slow_limit, 1, **keep_memory)
+    print(f'{"failed" if status else "ok":6} {time.perf_counter()-t:6.1f} s  {path.relative_to(root)}', flush=True)
+    if status: print(said.strip()[-6000:], flush=True)
+    return int(not status),int(status!=0),0
+
+def thorough(words):
+    "What a release waits for and `make test` leaves out"
+    done = [job_slow(p) for p in slow_notebooks() if not words or any(w in str(p.relative_to(root)) for w in words)]
+    xml = runs/'pytest-slow.xml'
+    status,said = call(pytest_cmd(xml, 'tests', '-m', 'slow', *(['-k',' or '.join(words)] if words else [])), slow_limit, 1)
+    done.append(counts(xml, status))
+    if done[-1][1]: print(said.strip()[-6000:], flush=True)
+    return summarise(done)
+
 def test_pytest(words):
     "(passed, failed, skipped) of the tests that want the machine for themselves: those that look at the clock"
     xml = runs/'pytest.xml'
-    apart = ['--deselect=tests/test_notebooks.py::test_runs',*(f'--ignore=tests/{f}' for f in beside)] if not words else ['-k',' or '.join(words)]
+    apart = ['-m','not slow','--deselect=tests/test_notebooks.py::test_runs',*(f'--ignore=tests/{f}' for f in beside)] if not words else ['-k',' or '.join(words)]
     try: status = subprocess.run(pytest_cmd(xml, 'tests', '--durations=5', *apart), cwd=root, env=env(), timeout=pytest_limit).returncode
     except subprocess.TimeoutExpired: status = 124; print(f'pytest stopped after {pytest_limit} s')
     return counts(xml, status)
 
-def main(words):
-    "Notebooks and the tests that do not look at the clock two at a time, longest kinds first; then the rest alone"
-    runs.mkdir(exist_ok=True)
-    jobs = [*narrative_notebooks(),*(root/'tests'/f for f in beside),*api_notebooks()] if not words else [p for p in api_notebooks() if any(w in str(p.relative_to(root)) for w in words)]
-    with ThreadPoolExecutor(workers) as pool: done = list(pool.map(job, jobs))
-    passed,failed,skipped = map(sum, zip(*done, test_pytest(words)))
+def summarise(done):
+    "The last line, also kept in `_runs/summary.txt`; the exit status"
+    passed,failed,skipped = map(sum, zip(*done))
     if skipped: print(f'{skipped} skipped')
     summary = f'{passed} passed, {failed} failed'
     (runs/'summary.txt').write_text(summary+'\n')
     print(summary, flush=True)
     return int(failed>0 or passed==0)
+
+def main(words):
+    "Notebooks and the tests that do not look at the clock two at a time, longest kinds first; then the rest alone"
+    runs.mkdir(exist_ok=True)
+    if words[:1]==['--slow']: return thorough(words[1:])
+    jobs = [*narrative_notebooks(),*(root/'tests'/f for f in beside),*api_notebooks()] if not words else [p for p in api_notebooks() if any(w in str(p.relative_to(root)) for w in words)]
+    with ThreadPoolExecutor(workers) as pool: done = list(pool.map(job, jobs))
+    return summarise([*done, test_pytest(words)])
 
 if __name__=='__main__': sys.exit(main(sys.argv[1:]))

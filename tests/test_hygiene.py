@@ -308,6 +308,23 @@ def test_readme(monkeypatch):
     monkeypatch.chdir(root)
     readme(check=True)
 
+def test_thorough():
+    "What `make test` leaves out is run every week, on a release's tag, and before a release by hand: by one command"
+    import yaml
+    flow = yaml.safe_load((root/'.github'/'workflows'/'thorough.yml').read_text(encoding='utf-8'))
+    when,steps = flow[True],[s['run'] for s in flow['jobs']['thorough']['steps'] if 'run' in s]   # YAML reads `on` as true
+    assert steps==['make thorough'], f'the workflow runs {steps} → exactly `make thorough`'
+    assert when['schedule'] and when['push']['tags'] and 'workflow_dispatch' in when, 'thorough.yml: weekly, on tags, and by hand'
+    assert re.search(r'^thorough:.*\n\t@\$\(BIN\)/python tests/run.py --slow$', (root/'Makefile').read_text(), re.M), 'Makefile: `thorough` runs tests/run.py --slow'
+    release = re.search(r'^## Release\n(.*?)^## ', (root/'CONTRIBUTING.md').read_text(encoding='utf-8'), re.M|re.S)
+    assert release and '`make thorough`' in release[1], 'CONTRIBUTING.md: the section Release says `make thorough`'
+
+def test_thorough_runs_all_slow_cells():
+    from run import slow_notebooks
+    marked = [p for p in notebooks() if any('slow' in directives(source) for _,_,source in cells(p))]
+    assert slow_notebooks()==[p for p in marked if nb_id(p).split('/')[0] not in narrative] and 'slow' in settings()['tst_flags'].split()
+    report([nb_id(p) for p in marked if nb_id(p).split('/')[0] in narrative], 'a slow cell of a narrative notebook is run by nobody: move it to a layer')
+
 def test_version_bounds():
     project = tomllib.loads((root/'pyproject.toml').read_text())['project']
     everything = [*project['dependencies'], *sum(project['optional-dependencies'].values(), [])]

@@ -18,6 +18,7 @@ from .topk import above_threshold
 class _Jump(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, theta, band):
+        theta = theta.clamp_min(0)
         ctx.save_for_backward(z, theta)
         ctx.band = band
         return z*(z>theta)
@@ -31,6 +32,7 @@ class _Jump(torch.autograd.Function):
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, theta, band):
+        theta = theta.clamp_min(0)
         ctx.save_for_backward(z, theta)
         ctx.band = band
         return (z>theta).to(z.dtype)
@@ -43,7 +45,7 @@ class _Step(torch.autograd.Function):
 # %% ../../nbs/saes/40_jumprelu.ipynb #16c0a8e6
 def jump(
     z:Tensor,     # pre_acts, any shape
-    theta:Tensor, # thresholds, the same shape
+    theta:Tensor, # thresholds, below zero as if zero, the same shape
     band:float,   # width of the band for the gradient
 )->Tensor:        # feature_acts
     "`z` where it exceeds `theta`."
@@ -52,7 +54,7 @@ def jump(
 # %% ../../nbs/saes/40_jumprelu.ipynb #587905db
 def step(
     z:Tensor,     # pre_acts, any shape
-    theta:Tensor, # thresholds, the same shape
+    theta:Tensor, # thresholds, below zero as if zero, the same shape
     band:float,   # width of the band for the gradient
 )->Tensor:        # 1 where active, else 0
     "Whether `z` exceeds `theta`."
@@ -73,11 +75,11 @@ class JumpReLUSAE(SAE):
 
     def infer(self, pre_acts): return above_threshold(pre_acts, self.threshold.detach().clamp_min(0))
     def select(self, pre_acts):
-        lower_edge = (self.threshold-self.cfg['band']/2).clamp_min(0)
+        lower_edge = self.threshold.clamp_min(0)-self.cfg['band']/2
         return (pre_acts>lower_edge).flatten().nonzero().squeeze(1)
     def activate(self, pre_acts):
         each_row = self.threshold.expand_as # once for each use: gradients are summed over rows before they are added
-        return self._jump(pre_acts.relu(), each_row(pre_acts), each_row(pre_acts))
+        return self._jump(pre_acts, each_row(pre_acts), each_row(pre_acts))
     def value(self, pre, codes):
         theta = self.threshold[codes.idx]
         return self._jump(pre, theta, theta)

@@ -62,23 +62,30 @@ class LossRecovered:
         parts = [range(i, min(i+batch_size,len(texts))) for i in range(0,len(texts),batch_size)]
         self.batches = [(part,model.prepare([texts[i] for i in part])) for part in parts]
         self.untouched = self.loss()
-        nothing = 0. if ablation=='zero' else self.mean
-        self.wiped = self.loss(lambda rows: torch.zeros_like(rows)+nothing)
+        self.nothing = torch.tensor(0.) if ablation=='zero' else self.mean
+        self.wiped = self.loss(self.wipe)
         if self.wiped>self.untouched: return
         raise BadInput(f'wiping out {point} does not hurt on these texts (loss {self.wiped:.3f}, '
                        f'untouched {self.untouched:.3f}): nothing can be recovered')
 
+    def wipe(self, rows:Tensor)->Tensor: return torch.zeros_like(rows)+self.nothing.to(rows)
     @torch.no_grad()
-    def loss(self,
+    def sums(self,
         edit=None, # what becomes of the rows, (rows, d_in) to the same; None: nothing
-    )->float:      # mean cross-entropy of the next token, in nats
-        "The model's loss on the texts."
+    )->Tensor:     # of cross-entropies in nats, and the number of tokens, for each batch, (batches, 2)
+        "What the loss is made of; with `batch_size=1`, by text."
         sums = []
         for items,batch in self.batches:
             def swap(act): return edit_rows(self.model, batch, self.point, act, edit, self.rule, items)
             with replace(self.model.net, {} if edit is None else {self.point:swap}): logits = self.model.logits(batch)
             sums.append(next_token_loss(logits, batch))
-        return sum(s for s,_ in sums)/sum(n for _,n in sums)
+        return torch.tensor(sums, dtype=torch.double)
+    def loss(self,
+        edit=None, # as in sums
+    )->float:      # mean cross-entropy of the next token, in nats
+        "The model's loss on the texts."
+        total,n = self.sums(edit).sum(0).tolist()
+        return total/n
 
     @cached_property
     def mean(self)->Tensor: # (d_in,) of the rows
