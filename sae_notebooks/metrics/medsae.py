@@ -81,10 +81,12 @@ def percentile_rule(
     y:Tensor,       # labels from `label_matrix`, (n, C); what is not known counts as absent, as in MedSAE's code
     share:float=.3, # of a feature's positive activations at which it fires
     window:tuple=(15,300), # films on which a feature may be on, ends excluded
+    thresholds:Tensor|None=None, # from `percentile_thresholds`, if at hand, (d_sae,)
 )->dict:            # precision, recall, f1: (d_sae, C); l0: (d_sae,), and inside: whether it lies in the window
     "Detection of labels by firing, for features of a middling frequency."
     codes = _codes(acts)
-    fired = (codes.val>percentile_thresholds(codes, share)[codes.idx]).double()
+    top = percentile_thresholds(codes, share) if thresholds is None else thresholds
+    fired = (codes.val>top[codes.idx]).double()
     y = y.double().nan_to_num(0.)
     n = torch.zeros(codes.d_sae).double().index_add(0, codes.idx, fired)
     both = torch.zeros(codes.d_sae, y.shape[1]).double().index_add(0, codes.idx, fired[:,None]*y[codes.rows])
@@ -116,9 +118,10 @@ def code_scores(
     y:Tensor,              # labels from `label_matrix`, (n, C)
     strong:float=.2,       # of `label_profile`
     window:tuple=(15,300), # of `percentile_rule`
+    thresholds:Tensor|None=None, # of `percentile_rule`
 )->dict: # corr, entropy, bce, strong, f1, class_mean: numbers, NaN where no feature takes part
     "The label scores of MedSAE's code for one source of features."
-    profile,rule = label_profile(label_correlation(acts,y), strong),percentile_rule(acts, y, window=window)
+    profile,rule = label_profile(label_correlation(acts,y), strong),percentile_rule(acts, y, .3, window, thresholds)
     none = dict(corr=np.nan, entropy=np.nan, bce=np.nan, strong=0)
     own = none if profile is None else {k:_mean(profile[k]) for k in none}
     f1 = rule['f1'][rule['inside']]
@@ -155,7 +158,9 @@ def scores_beside_chance(
     **options,             # of `code_scores`
 )->pd.DataFrame: # one row a score: value, by_chance (mean over shuffles), chance_lo, chance_hi (95 %), p (one-sided)
     "The scores of MedSAE's code for one source of features, and what shuffled patients give."
-    g,own = seeded('medsae scores',seed),code_scores(acts, y, **options)
+    acts,g = _codes(acts),seeded('medsae scores',seed)
+    options = dict(options, thresholds=percentile_thresholds(acts))
+    own = code_scores(acts, y, **options)
     orders = [shuffled_groups(groups, g, len(y)) for _ in range(draws)]
     null = pd.DataFrame([code_scores(acts, y[o], **options) for o in orders])
     lo,hi = null.quantile(.025),null.quantile(.975)

@@ -30,7 +30,7 @@ def medclip_pixels(
     grey,most = image.convert('L'),max(side, *image.size)
     square = Image.new('L', (most,most), 0)
     square.paste(grey, ((most-grey.width)//2, (most-grey.height)//2))
-    x = torch.from_numpy(np.asarray(square.resize((side,side), Image.Resampling.BICUBIC))).float()/255
+    x = torch.from_numpy(np.array(square.resize((side,side), Image.Resampling.BICUBIC))).float()/255
     return ((x-.5862785803043838)/.27950088968644304).expand(3,-1,-1)
 
 # %% ../../nbs/models/55_medclip.ipynb #1cdbd1f5
@@ -128,7 +128,9 @@ def _read_weights(folder):
     if (f := folder/'model.safetensors').is_file(): return load_file(f)
     if not (f := folder/'pytorch_model.bin').is_file():
         raise NotFound(f'{folder} holds neither pytorch_model.bin nor model.safetensors')
-    return torch.load(f, map_location='cpu', weights_only=True)
+    read = dict(map_location='cpu', weights_only=True)
+    try: return torch.load(f, mmap=True, **read) # nothing is read before it is used
+    except RuntimeError: return torch.load(f, **read) # the format of before 2020
 
 # %% ../../nbs/models/55_medclip.ipynb #f94b1bc4
 class MedCLIP(VisionModel):
