@@ -24,7 +24,8 @@ def _read_split(table):
     try: t = pd.read_csv(table)
     except ValueError as e: raise BadInput(f'{table} is not a readable table: {e}') from e
     need = ['Path','Sex','Age','Frontal/Lateral','AP/PA',*chexpert_labels]
-    if lost := [c for c in need if c not in t]: raise BadInput(f'{table} has no column {lost[0]!r}: CheXpert has {need}')
+    lost = [c for c in need if c not in t]
+    if lost: raise BadInput(f'{table} has no column {lost[0]!r}: CheXpert has {need}')
     return t.assign(split=table.stem)
 
 # %% ../../nbs/core/12_chexpert.ipynb #b8dda651
@@ -48,7 +49,8 @@ def open_chexpert(
     if frontal: t = t[t['Frontal/Lateral']=='Frontal'].reset_index(drop=True)
     if not len(t): raise BadInput(f'{root} lists no films')
     patient = t.Path.str.extract(r'(patient\d+)')[0]
-    if patient.isna().any(): raise BadInput(f'no patient in the path {t.Path[patient.isna()].iloc[0]!r}: patientNNNNN/ is')
+    if patient.isna().any():
+        raise BadInput(f'no patient in the path {t.Path[patient.isna()].iloc[0]!r}: patientNNNNN/ is')
     view = t['AP/PA'].where(t['Frontal/Lateral']=='Frontal', 'LATERAL')
     about = dict(file=_below(root, t.Path), patient=patient, sex=t.Sex.str[:1], age=t.Age, view=view, split=t.split)
     return Images(root, pd.DataFrame(about).join(t[chexpert_labels].astype(float)))

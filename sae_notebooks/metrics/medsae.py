@@ -180,7 +180,7 @@ def held_out_correlation(
     seed:int=0,      # the same seed draws the same patients
     groups=None,     # patient of each test film, (m,)
 )->dict: # feature, chosen, held_out: (C,); value: mean over labels of held_out; draws: the same resampled, (draws,)
-    "Correlation of each label with the feature chosen for it elsewhere; a feature that does not vary there counts as 0."
+    "Correlation of each label with the feature chosen for it elsewhere; 0 where that does not vary."
     r,c = label_correlation(fit, y_fit).nan_to_num(-2.),torch.arange(y_fit.shape[1])
     k = r.argmax(0)
     x = _columns(test, k)
@@ -196,7 +196,7 @@ def _columns(acts, k): # (n, len(k)), dense
     return torch.stack([(acts.with_val(acts.val*(acts.idx==i)).to_dense())[:,i] for i in k.tolist()], 1).double()
 
 def _counts(n, draws, seed, groups): # how often each film is drawn, (draws, n)
-    return resampled_counts(n, draws, seed).double() if groups is None else resampled_counts(n, draws, seed, groups).double()
+    return resampled_counts(n, draws, seed, groups).double()
 
 def _weighted_corr(x, y, w):
     "Correlation of column c of `x` with column c of `y`, where `y` is known, under each row of weights: (len(w), C)."
