@@ -75,13 +75,13 @@ def run(tmp_path, text, **params):
     return printed(nb)
 
 def test_paper_scale(tmp_path):
-    shown = run(tmp_path, True, scale='paper', steps=1, draws=3)
+    shown = run(tmp_path, False, scale='paper', steps=1, draws=3)
     assert '288 SAEs' in shown                   # 3 architectures, 3 widths, 8 rates, 4 penalties or k
-    assert 'names: by the model itself' in shown and '**By MS**' in shown
+    assert '**By MS**' in shown and 'has no text side' in shown and '**Names** were not given' in shown
 
-def test_without_a_text_side(tmp_path):
-    shown = run(tmp_path, False, scale='smoke', steps=2, draws=3)
-    assert 'has no text side' in shown and '**Names** were not given' in shown
+def test_with_a_text_side(tmp_path):
+    shown = run(tmp_path, True, scale='smoke', steps=2, draws=3)
+    assert 'names: by the model itself' in shown and '**Names** tested by' in shown
 
 def test_folders_must_be_named(tmp_path):
     with pytest.raises(NotebookError, match='needs images'): run_nb(page, tmp_path/'run.ipynb', params=dict(scale='paper', out=str(tmp_path/'out')))
