@@ -13,12 +13,14 @@ from ..core.data import model_folder
 from .backbone import Backbone
 from .language import load_language
 from .llava import load_llava
+from .medclip import is_medclip, load_medclip
 from .vision import load_vision
 
 # %% ../../nbs/models/80_load.ipynb #d9b6e520
 def _model_kind(path):
-    "vision, language or llava, as far as the configuration says."
+    "vision, language, llava or medclip, as far as the configuration says."
     p = Path(path)
+    if is_medclip(p): return 'medclip'
     if p.is_dir() and not (p/'config.json').is_file() or path.startswith(('hf-hub:','local-dir:')): return 'vision'
     import_torchvision()
     if not p.is_dir():
@@ -39,5 +41,5 @@ def load_model(
 )->Backbone:
     "A backbone by name. Raises `NotFound` or `BadInput` when no library can load it."
     path = model_folder(str(name))
-    load = dict(vision=load_vision, language=load_language, llava=load_llava)[_model_kind(path)]
+    load = dict(vision=load_vision, language=load_language, llava=load_llava, medclip=load_medclip)[_model_kind(path)]
     return load(path, device, **options)
