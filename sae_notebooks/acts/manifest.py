@@ -34,7 +34,7 @@ def read_items(
     try: return pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8')
     except pd.errors.EmptyDataError: return pd.DataFrame()
     except FileNotFoundError as e: raise NotFound(f'{path} is missing') from e
-    except (ValueError, OverflowError, MemoryError) as e:
+    except (ValueError, OverflowError, MemoryError, OSError) as e:
         raise BadInput(f'{path} is not a readable table: {str(e).splitlines()[0]}') from e
 
 # %% ../../nbs/acts/25_manifest.ipynb #a88f89b1
