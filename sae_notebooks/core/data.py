@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['data_folder', 'extra_folder', 'catalogue', 'verify', 'Images', 'open_image', 'open_images', 'image_getter',
-           'image_uri', 'model_folder', 'open_words', 'open_tree']
+           'image_uri', 'model_folder', 'open_words', 'open_tree', 'item_tree']
 
 # %% ../../nbs/core/10_data.ipynb #e3a305bd
 import csv
@@ -195,3 +195,36 @@ def open_tree(
     tree = pd.read_csv(p, index_col=0, keep_default_na=False, dtype=str)
     if tree.shape[1] and tree.index.is_unique: return tree
     raise BadInput(f'{p} must hold each label once, and a column for each level below the root')
+
+# %% ../../nbs/core/10_data.ipynb #442c9bb6
+def _wordnet_paths(ids, share=.9):
+    "For each WordNet number its words from the root down, () where unknown; None unless `share` of them are known."
+    words = open_words('nouns').set_index('wnid')
+    if sum(i in words.index for i in ids)<share*len(ids): return None
+    above,name = words.parent.to_dict(),words.word.to_dict()
+    def path(i): return (*path(above[i]),name[i]) if i in name else ()
+    return {i:path(i) for i in ids}
+
+def _named_paths(ids):
+    "Paths from names such as 00042_Animalia_Chordata_Aves, all of one length; None for others."
+    parts = {i:tuple(i.split('_')) for i in ids}
+    alike = len({len(v) for v in parts.values()})==1 and all(v[0].isdigit() and len(v)>2 for v in parts.values())
+    return {i:v[1:] for i,v in parts.items()} if alike else None
+
+# %% ../../nbs/core/10_data.ipynb #0451bb21
+def item_tree(
+    items:pd.DataFrame,     # one row an image: file, and label
+    src:str|Path|None=None, # what `open_tree` takes; None: find out
+)->pd.DataFrame:            # one row an image, a column for each level below the root, '' where a branch has ended
+    "The taxonomy of a folder's images: embedded, WordNet's, or in names of folders. Raises `NotFound` without one."
+    files,labels = items.file.tolist(),items.get('label', pd.Series([''])).astype(str).tolist()
+    kinds,tree = list(dict.fromkeys(labels)),open_tree(src or 'kinds')
+    known = set(kinds)<=set(tree.index.map(str))
+    if src and not known: raise BadInput(f'{src} has no row for {sorted(set(kinds)-set(tree.index.map(str)))[0]!r}')
+    if known: return tree.set_axis(tree.index.map(str)).loc[labels].reset_index(drop=True)
+    paths = _wordnet_paths(kinds) or _named_paths(kinds)
+    rows = [paths[l] for l in labels] if paths else [Path(f).parent.parts for f in files]
+    if not paths and max(map(len,rows))<2:
+        raise NotFound(f'no taxonomy for labels such as {kinds[0]!r}: they are no kinds, WordNet numbers or names '
+                       'like 0_Animalia_Chordata, and folders are one deep; name a CSV file')
+    return pd.DataFrame(rows).fillna('')

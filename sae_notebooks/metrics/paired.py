@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['paired_difference', 'verdict', 'compare', 'SourceScores', 'score_sources', 'matched_features', 'over_seeds',
-           'group_difference', 'difference_text', 'claim_table', 'extremes', 'encoded', 'support_of', 'SAESeries']
+           'group_difference', 'difference_text', 'claim_table', 'extremes', 'held_out_best', 'encoded', 'support_of',
+           'SAESeries']
 
 # %% ../../nbs/metrics/90_paired.ipynb #82b2558f
 from dataclasses import dataclass
@@ -211,6 +212,37 @@ def extremes(
     table = pd.DataFrame({nm:f[score].agg(['max','mean','std','min']) for nm,f in features.items()}).T
     return table.set_axis(['best','mean','sd','worst'], axis=1)
 
+# %% ../../nbs/metrics/90_paired.ipynb #79ace635
+from pathlib import Path
+
+from ..core.codes import pick_rows
+from ..core.seeds import seeded
+from .monosemanticity import judged
+
+# %% ../../nbs/metrics/90_paired.ipynb #41705431
+def held_out_best(
+    codes,            # features of n images: Codes or dense (n, d)
+    emb:Tensor,       # evaluation embeddings, (n, d_emb)
+    min_support:int=2,# images on which a feature must be active; half as many in the half that chooses
+    splits:int=5,     # into halves; each half chooses once
+    seed:int=0,       # of the halves
+    groups=None,      # group of each image, never cut in two, (n,)
+)->dict:              # chosen: its score where it was chosen; held_out: on the other half; NaN without such a feature
+    "MS of the best feature, chosen on one half of the images and scored on the other."
+    group,rows = np.unique(np.arange(len(emb)) if groups is None else np.asarray(groups), return_inverse=True)[1],[]
+    kin = () if groups is None else (torch.as_tensor(group),) # pairs within a group do not count
+    for i in range(splits):
+        side = torch.rand(group.max()+1, generator=seeded(f'halves {i}',seed)).argsort()%2==0
+        first = side[torch.as_tensor(group)]
+        a,b = (judged(pick_rows(codes,m) if isinstance(codes,Codes) else codes[m], emb[m], *(k[m] for k in kin)).m
+               for m in (first,~first))
+        for x,y in ((a,b),(b,a)):
+            ms = torch.where((x.support>=max(2,min_support//2))&~y.ms.isnan(), x.ms, torch.nan)
+            if ms.isnan().all(): continue
+            at = ms.nan_to_num(-2.).argmax()
+            rows.append([ms[at].item(),y.ms[at].item()])
+    return dict(zip(('chosen','held_out'), np.mean(rows,0) if rows else (np.nan,)*2))
+
 # %% ../../nbs/metrics/90_paired.ipynb #f2123a20
 def encoded(
     sae,       # a trained SAE
@@ -229,26 +261,43 @@ def support_of(
     "On how many rows each feature is active."
     return torch.bincount(codes.idx, minlength=codes.d_sae)
 
+# %% ../../nbs/metrics/90_paired.ipynb #52b7100c
+def _set_aside(store, items):
+    "The store without so many of its items, and a row of each of these."
+    if not items: return store,None
+    rows = one_row_each(store)
+    if items>=len(rows): raise BadInput(f'{items} items to calibrate on cannot be kept out of {len(rows)}')
+    rows = rows[np.linspace(0, len(rows)-1, items).astype(int)]
+    return store.where(~np.isin(store.item, store.item[rows])),store[rows]
+
 # %% ../../nbs/metrics/90_paired.ipynb #b0088160
 class SAESeries:
-    "SAEs that differ in architecture, width, sparsity or point, trained when they are first asked for."
+    "SAEs that differ in architecture, width, sparsity, point or seed, trained when they are first asked for."
     def __init__(self,
         stores:dict,  # point -> ActStores of rows to train on and rows to score; the last is meant where none is named
         k:int,        # active features where nothing else is said
-        seed:int=0,
-        **options,    # of `train`
+        seed:int=0,   # where no other is named
+        own:dict|None=None, # architecture -> options of its SAEs, such as fractions
+        calibrate:int=0,    # training items kept out, on which thresholds are set for k active features; 0: none
+        out=None,           # folder for the SAEs, which are then not held in memory
+        **options,          # of `train`
     ):
-        self.stores,self.k,self.seed,self.options,self._saes,self._codes = stores,k,seed,options,{},{}
+        self.stores,self.k,self.seed,self.own,self.calibrate,self.out = stores,k,seed,own or {},calibrate,out
+        self.options,self._saes,self._codes = options,{},{}
 
-    def sae(self, arch:str, width:float=1, k:int|None=None, point:str|None=None):
+    def sae(self, arch:str, width:float=1, k:int|None=None, point:str|None=None, seed:int|None=None):
         "The SAE with `width` features for each neuron."
-        key = self._key(arch, width, k, point)
-        if key not in self._saes:
-            rows = self.stores[key[3]][0]
-            d_sae = int(width*rows.d_in)
-            own = dict(d_sae=d_sae, k=min(key[2],d_sae//2), seed=self.seed)
-            self._saes[key] = train(rows, arch, sae_options=own, seed=self.seed, progress=False, **self.options)
-        return self._saes[key]
+        key = self._key(arch, width, k, point, seed)
+        if key in self._saes: return self._saes[key]
+        arch,width,k,point,seed = key
+        (rows,kept),folder = _set_aside(self.stores[point][0], self.calibrate),None
+        if self.out: folder = Path(self.out)/f'{arch}-x{width}-k{k}-{point}-seed{seed}'
+        d_sae = int(width*rows.d_in)
+        own = dict(d_sae=d_sae, k=min(k,d_sae//2), seed=seed, **self.own.get(arch,{}))
+        sae = train(rows, arch, folder, own, seed=seed, progress=False, **self.options)
+        if self.calibrate and hasattr(sae,'calibrate'): sae.calibrate(kept)
+        if not self.out: self._saes[key] = sae
+        return sae
 
     def encoded(self, *a, **kw)->tuple[Codes,dict]:
         "Its features of the rows to score, as `encoded`."
@@ -256,4 +305,7 @@ class SAESeries:
         if key not in self._codes: self._codes[key] = encoded(self.sae(*key), self.stores[key[3]][1])
         return self._codes[key]
 
-    def _key(self, arch, width=1, k=None, point=None): return arch,width,k or self.k,point or list(self.stores)[-1]
+    @property
+    def asked(self)->list: return list(self._codes) # (arch, width, k, point, seed) of all whose features were read
+    def _key(self, arch, width=1, k=None, point=None, seed=None):
+        return arch,width,k or self.k,point or list(self.stores)[-1],self.seed if seed is None else seed
