@@ -97,7 +97,7 @@ def checked(
 
 # %% ../../nbs/metrics/05_base.ipynb #0e29e89e
 def as_groups(
-    groups,    # what each image belongs to: names or numbers, (n,); a group that is NaN or empty is the image alone; None
+    groups,    # what each image belongs to, names or numbers; NaN or empty: the image is alone, (n,); None
     n:int,     # images
 )->Tensor|None: # numbers from 0 on, (n,); None where every image is alone
     "Groups as numbers. Raises `BadInput` for another number of them."

@@ -37,7 +37,8 @@ class World:
         n_classes:int=20,
         rare:float=.03,   # how often the rarest feature is on; the most frequent is on ten times as often
     ):
-        if name not in ('light','heavy','clustered'): raise BadInput(f'a world is light, heavy or clustered, not {name!r}')
+        known = 'light','heavy','clustered'
+        if name not in known: raise BadInput(f'a world is light, heavy or clustered, not {name!r}')
         g = seeded('world','features')
         self.name,self.n_classes,self.shots = name,n_classes,3 if name=='clustered' else 1
         self.centres = torch.randn(n_classes,d_emb,generator=g).double()
@@ -55,13 +56,14 @@ class World:
         cls = torch.randint(self.n_classes,(n,),generator=g)
         flat = self.rate.expand(n,-1)
         acts,again,luck = (self._acts(p, g)[of] for p in (self.p.T[cls],self.p.T[cls],flat))
-        return Images(acts, again, luck, self._seen(cls, g)[of]+.01*torch.randn(len(of),self.centres.shape[1],generator=g),
-                      list(map(str,cls[of].tolist())), of)
+        seen = self._seen(cls, g)[of]+.01*torch.randn(len(of),self.centres.shape[1],generator=g)
+        return Images(acts, again, luck, seen, list(map(str,cls[of].tolist())), of)
 
     def _seen(self, cls, g): # embeddings, (n, d_emb)
         return self.centres[cls]+1.5*torch.randn(len(cls),self.centres.shape[1],generator=g)+.4
     def _acts(self, p, g): # activations, (n, d_sae)
-        size = torch.randn(p.shape,generator=g).mul(1.5).exp() if self.name=='heavy' else .5+torch.rand(p.shape,generator=g)
+        even,normal = torch.rand(p.shape,generator=g),torch.randn(p.shape,generator=g)
+        size = (1.5*normal).exp() if self.name=='heavy' else .5+even
         return (torch.rand(p.shape,generator=g)<p)*size.double()
 
     def truth(self)->tuple: # MS and class purity of each feature, (d_sae,) each

@@ -293,7 +293,7 @@ def measure(
     labels=None,       # class of each item (n_items,), or a table of concepts (n_items, C); None: the store's labels
     tree:pd.DataFrame|None=None, # a taxonomy of the classes, see `taxonomy`
     loss:dict|None=None, # what replacing activations does to the model, from `LossRecovered`; joins the summary
-    groups=None,       # what each item belongs to: patient, burst, author, as for `as_groups`; near copies join, (n_items,)
+    groups=None,       # what each item belongs to (patient, burst, author), see `as_groups`; copies join, (n_items,)
     nuisance=None,     # numbers of each item to be held alike for `p_given`, see `ms_null_given`, (n_items, q)
     progress:bool=True,# show a progress bar
     **options,         # fields of MeasureConfig
