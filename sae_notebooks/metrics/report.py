@@ -40,7 +40,7 @@ class FeatureReport:
     def __repr__(self):
         s = self.summary
         return (f'FeatureReport: {len(self.features)} features, {s["dead"]} dead; '
-                f'median MS {_three(s["ms"])} (floor {_three(s["floor"])})')
+                f'mean MS {_three(s["ms"])} (floor {_three(s["floor"])})')
 
     def save(self, path:str|Path)->Path:
         "Write tables, examples, codes and, last, `report.json` into a folder."

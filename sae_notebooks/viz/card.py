@@ -40,7 +40,10 @@ def _optional_lines(s):
         auroc = {'auroc':names['auroc'], 'auroc_lo':names['lo'], 'auroc_hi':names['hi']}
         out |= {'named':f'{names["named"]:,}{failed}', 'AUROC of names':_span(auroc, 'auroc')}
         out['of names of others'] = _value(names['null'])
-    if s.get('near_copies'): out['near copies among images'] = f'{s["near_copies"]:,}'
+    if s.get('near_copies'): out['pairs of near copies'] = f'{s["near_copies"]:,}'
+    apart = s.get('groups')
+    if apart not in (None,s.get('images')):
+        out['groups of images'] = f'{apart:,}, the largest of {s["largest_group"]:,}'
     return out
 
 # %% ../../nbs/viz/40_card.ipynb #3e011b5e
@@ -51,7 +54,8 @@ def card_lines(
     s = report.summary
     counts = {'features':f'{len(report.features):,}', 'dead':f'{s["dead"]:,}', 'on for over a tenth':f'{s["dense"]:,}'}
     kept = {'variance explained':_span(s, 'fve'), 'features on (L0)':f'{s["l0"]:.1f}'}
-    score = {'median MS':_span(s, 'ms'), 'of any two images':f'{s["floor"]:.3f}', 'best tenth from':_span(s, 'ms_q90'),
+    score = {'mean MS':_span(s, 'ms'), 'of any two images':f'{s["floor"]:.3f}',
+             'best tenth, ranked on other images':_value(s.get('ms_top')),
              'beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'), 'undefined':f'{s["undefined"]:,}'}
     source = {'images':f'{s["images"]:,}', 'layer':f'{s["model"]} {s["point"]}', 'judge':str(s['evaluator'])}
     return {**kept, **counts, **score, **_optional_lines(s), **source}

@@ -112,7 +112,7 @@ def _strip(ax, y, name, s, interval):
     size = float(np.clip(90/max(len(ok), 1)**.5, 1, 9))
     ax.scatter(ok, y+.8*spread(ok), s=size, color=colour(name), alpha=.55, lw=0)
     if interval is not None: ax.plot(interval, [y, y], 'k|-', lw=1.4, ms=13, mew=1.4, zorder=3)
-    if len(ok): ax.plot(np.median(ok), y, 'o', ms=4, mfc='w', mec='k', mew=1, zorder=4)
+    if len(ok): ax.plot(ok.mean(), y, 'o', ms=4, mfc='w', mec='k', mew=1, zorder=4)
     lost = len(s)-len(ok)
     return f'{name}\nn = {len(ok):,}' + (f', {lost:,} undefined' if lost else '')
 
@@ -120,11 +120,11 @@ def _strip(ax, y, name, s, interval):
 def score_strips(
     scores:Mapping[str, np.ndarray],      # by source, one score a feature; NaN where undefined, (n_features,)
     floor:float|None=None,                # what the data gives any feature: a line
-    intervals:Mapping[str, tuple]|None=None, # by source, (lo, hi) for its median
+    intervals:Mapping[str, tuple]|None=None, # by source, (lo, hi) for its mean
     xlabel:str='monosemanticity score',   # what the scores are
     ax=None,                              # matplotlib axes, made if not given
 ):                                        # the axes
-    "Every feature's score by source, with median (circle), its interval (the ticks) and the dataset's floor (dashed)."
+    "Every feature's score by source, with the mean (circle), its interval (the ticks) and the dataset's floor (dashed)."
     scores,intervals = _vectors('scores', scores),intervals or {}
     if extra:=set(intervals)-set(scores): raise BadInput(f"intervals has {sorted(extra)}, which scores has not")
     ax = _axes(ax, 5.2, .5+.55*len(scores))

@@ -13,6 +13,9 @@ score_words = {
     'ms': 'MS, monosemanticity: mean similarity of the images that activate it, weighted by activation, −1 to 1',
     'support': 'number of images that activate it',
     'density': 'share of images that activate it, 0 to 1',
+    'ms_all': 'MS over all pairs of images, also those of one group or near copies',
+    'p_given': 'probability of such an MS among images alike in what is no meaning, such as brightness',
+    'q_given': 'that probability, corrected for testing every feature',
     'lift': 'MS above its floor, which is that of any two images: 0 at the floor, 1 for one image with itself',
     'n_images': 'effective number of images, where each counts by its activation',
     'n_eff': 'effective number of pairs of images behind MS',
@@ -35,7 +38,7 @@ score_words = {
 score_words |= {
     'label': 'the label on which most of its activation falls',
     'best_label': 'the label that its activation tells best from the rest',
-    'reason': 'why its score is undefined',
+    'reason': 'why its score is undefined, or that it is on everywhere',
     'name': 'the name it was given',
     'names': 'the words that were nearest',
     'description': 'what the model that named it saw',
