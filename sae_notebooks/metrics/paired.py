@@ -28,6 +28,12 @@ from .measure import encode_rows, one_row_each
 from .scores import feature_table, judged_by_label
 from ..training.loop import train
 
+# %% ../../nbs/metrics/90_paired.ipynb #96ee3a90
+def _sd(draws):
+    "Of the resamples in which a number is defined; NaN where these are fewer than two."
+    d = np.asarray(draws)[np.isfinite(draws)]
+    return d.std(ddof=1) if len(d)>1 else np.nan
+
 # %% ../../nbs/metrics/90_paired.ipynb #6bf0122e
 def paired_difference(
     a:float, # a number of the whole sample
@@ -36,9 +42,7 @@ def paired_difference(
     boot_b,  # `b` in the same resamples, (draws,)
 )->dict:     # a, b, difference (a-b), lo, hi (95 %), p (two-sided)
     "How far apart two numbers of the same items are. Where no resample moves the difference there is no p."
-    d = np.asarray(boot_a)-np.asarray(boot_b)
-    d = d[np.isfinite(d)]
-    sd = d.std(ddof=1) if len(d)>1 else np.nan
+    sd = _sd(np.asarray(boot_a)-np.asarray(boot_b))
     p = 2*norm.sf(abs(a-b)/sd) if sd>1e-12 else np.nan
     return dict(a=a, b=b, difference=a-b, lo=a-b-1.96*sd, hi=a-b+1.96*sd, p=p)
 
@@ -132,7 +136,7 @@ def _source_row(f, j, by_label, ok, count, half, groups):
     row,draws = dict(features=len(f), support=f.support.median(), top=crossfit_top(again[0,len(count):])),{}
     for k,v in zip(judges, again[:,:len(count)]):
         draws[k],mid = v.nanmean(1).numpy(),f[k].mean()
-        half_width = 1.96*np.nanstd(draws[k], ddof=1)
+        half_width = 1.96*_sd(draws[k])
         row.update({k:mid, f'{k}_lo':mid-half_width, f'{k}_hi':mid+half_width})
     return row,draws
 
@@ -169,7 +173,7 @@ def over_seeds(
     if len(scores)<2: raise BadInput('a difference over seeds needs two of them or more')
     rows = pd.DataFrame([s.difference(a,b,score)[['a','b','difference']] for s in scores]).astype(float)
     draws = np.mean([s.draws[a,score]-s.draws[b,score] for s in scores], 0)
-    seeds,images,d = rows.difference.var(ddof=1)/len(scores),np.nanvar(draws, ddof=1),rows.difference.mean()
+    seeds,images,d = rows.difference.var(ddof=1)/len(scores),_sd(draws)**2,rows.difference.mean()
     se = np.sqrt(seeds+images)
     df = (len(scores)-1)*((seeds+images)/seeds)**2 if seeds>0 else np.inf
     half,p = (student.ppf(.975,df)*se,2*student.sf(abs(d)/se,df)) if se>1e-12 else (0.,np.nan)
