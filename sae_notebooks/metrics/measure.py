@@ -228,6 +228,12 @@ def _columns(im, s, j, by_label, acts, pairs, tree, nuisance, cfg):
     columns = dict(max_act=acts[:,0], copies=share)|judges|labels|_depths(j, tree, im.classes, cfg)
     return features.assign(**columns),floors,tables|more
 
+# %% ../../nbs/metrics/85_measure.ipynb #c0d25757
+def _explained(count, err):
+    "Variance explained in each resample, (draws,); `err` as in `Encoded`."
+    left,all_ = count.double().matmul(err.T).T
+    return 1-left/all_
+
 # %% ../../nbs/metrics/85_measure.ipynb #a3227cc7
 def _resamples(s, j, by_label, ok, cfg):
     "Means of the summary in each resample of the images; the cross-fitted top of the features."
@@ -235,8 +241,7 @@ def _resamples(s, j, by_label, ok, cfg):
     count,half = resampled_counts(n, cfg.draws, cfg.seed, groups),halves(n, seed=cfg.seed, groups=groups)
     ms = resampled_ms(j.codes, [k.e for k in judges], torch.cat([count,half]), groups)[:,:,ok]
     out = {k:v[:cfg.draws].nanmean(1).numpy() for k,v in zip(('ms','purity'),ms)}
-    err,dev = count.double().matmul(s.err.T).T
-    return dict(out, fve=(1-err/dev).numpy()),crossfit_top(ms[0,cfg.draws:])
+    return dict(out, fve=_explained(count, s.err).numpy()),crossfit_top(ms[0,cfg.draws:])
 
 # %% ../../nbs/metrics/85_measure.ipynb #73196a33
 def _middle(f, s, boots, top):
