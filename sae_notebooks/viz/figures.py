@@ -124,7 +124,7 @@ def score_strips(
     xlabel:str='monosemanticity score',   # what the scores are
     ax=None,                              # matplotlib axes, made if not given
 ):                                        # the axes
-    "Every feature's score by source, with the mean (circle), its interval (the ticks) and the dataset's floor (dashed)."
+    "Every feature's score by source, with their mean (circle), its interval (ticks) and the dataset's floor (dashed)."
     scores,intervals = _vectors('scores', scores),intervals or {}
     if extra:=set(intervals)-set(scores): raise BadInput(f"intervals has {sorted(extra)}, which scores has not")
     ax = _axes(ax, 5.2, .5+.55*len(scores))
