@@ -201,8 +201,7 @@ def test_65k_features(browser, tmp_path):
     search = '''async q => { const i = document.getElementById("query"), t = performance.now(); i.value = q; i.dispatchEvent(new Event("input"));
         await new Promise(r => requestAnimationFrame(() => setTimeout(r))); return performance.now() - t; }'''
     with Watched(browser, tmp_path/'big.html') as w:
-        # the best of three: another process on the machine is no property of the page
-        took = {q: min(w.tab.evaluate(search, q) for _ in range(3)) for q in ('zebra', 'zebra onload', '64999', '')}
+        took = {q: w.tab.evaluate(search, q) for q in ('zebra', 'zebra onload', '64999', '')}
         assert max(took.values())<1000, took
         w.tab.fill('#query', '64999')
         assert w.ids()==['64999'] and w.bad==[]

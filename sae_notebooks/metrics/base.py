@@ -103,7 +103,7 @@ def as_groups(
     "Groups as numbers. Raises `BadInput` for another number of them."
     if groups is None: return None
     if len(groups)!=n: raise BadInput(f'{len(groups)} groups for {n} images: each image belongs to one')
-    names = pd.Series(np.asarray(groups)).reset_index(drop=True)
+    names = pd.Series(groups.cpu().numpy() if isinstance(groups,Tensor) else np.asarray(groups))
     codes = names.mask(names.astype(str)=='').factorize()[0]
     alone = codes<0
     codes[alone] = codes.max(initial=-1)+1+np.arange(alone.sum())

@@ -298,7 +298,8 @@ def ms_null_given(
     draws:int=500, # shuffles; the smallest p is 1/(draws+1)
     seed:int=0,
 )->dict:           # p_given, q_given: (d_sae,), NaN where MS is
-    "How unlikely is a score as high among images, or groups of them, that are alike in the nuisances? One-sided."
+    "Chance of such a score among images, or groups, alike in the nuisances. Raises `BadInput` for other images' ones."
+    if len(nuisance)!=len(j.e): raise BadInput(f'nuisances of {len(nuisance)} images and features of {len(j.e)}')
     x,of = np.asarray(nuisance, float).reshape(len(j.e), -1),j.groups
     if of is not None: x = np.stack([np.bincount(of.cpu(), c)/np.bincount(of.cpu()) for c in x.T],1)
     j,g = one_each(j),seeded('given',seed)

@@ -287,7 +287,7 @@ def _of_items(values, store, item, what):
     "What is known of each item, for the items that have rows."
     if values is None: return None
     if len(values)!=len(store.items): raise BadInput(f'{len(values)} {what} for {len(store.items)} images')
-    return np.asarray(values)[item]
+    return (values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values))[item]
 
 # %% ../../nbs/metrics/85_measure.ipynb #d4e33914
 @torch.no_grad()

@@ -74,7 +74,7 @@ def compare(
 def _same_question(a, b):
     if a['images_hash']!=b['images_hash']:
         raise BadInput('the reports are of different images: measure both SAEs on the same store')
-    if any(a['settings'][k]!=b['settings'][k] for k in ('draws','seed')) or a['groups']!=b['groups']:
+    if any(a['settings'][k]!=b['settings'][k] for k in ('draws','seed')) or a.get('groups')!=b.get('groups'):
         raise BadInput('the reports were resampled in different ways: measure both with the same draws, seed, groups')
     if a['evaluator']!=b['evaluator']: raise BadInput(f'the judges differ: {a["evaluator"]} and {b["evaluator"]}')
 
