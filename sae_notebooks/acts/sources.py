@@ -15,7 +15,7 @@ from typing import Callable
 import numpy as np
 import pandas as pd
 
-from ..core.data import Images, data_folder, open_images
+from ..core.data import Images, content_key, data_folder, open_images
 from ..core.files import BadInput, NotFound, fingerprint, read_json
 
 # %% ../../nbs/acts/10_sources.ipynb #73ccd333
@@ -47,9 +47,9 @@ def image_files(
     name:str='',   # what to call them in records, default the folder's name
 )->Source:
     "Image files as a source."
-    sizes = [f.stat().st_size if f.is_file() else -1 for f in (images.root/n for n in images.items.file)]
-    table = images.items[['file',*[c for c in images.items if c!='file']]].reset_index(drop=True)
-    id = fingerprint([[*images.items.file],sizes])
+    table = images.items[['file',*[c for c in images.items if c not in ('file','file_key')]]].reset_index(drop=True)
+    table['file_key'] = [content_key(images.root/f) for f in table.file]
+    id = fingerprint([table.file.tolist(),table.file_key.tolist()])
     return Source(images.__getitem__, table, 'image', id, name or images.root.resolve().name)
 
 # %% ../../nbs/acts/10_sources.ipynb #f8d1e2b8

@@ -64,6 +64,7 @@ class Autoencoder(nn.Module):
         W_dec = F.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed)), dim=1)
         self.W_dec,self.b_dec = nn.Parameter(W_dec),nn.Parameter(torch.zeros(d_in))
         self.enc,self.b_enc = nn.Parameter(W_dec.clone()),nn.Parameter(torch.zeros(d_sae))
+        self.metadata = {} # where it came from: model, hook point, rows it has seen, settings; saved with it
         self.set_up()
 
     def set_up(self): pass # what the architecture adds: checks of its options, further weights
@@ -259,7 +260,7 @@ def _saelens_cfg(sae, arch, metadata):
 def save_sae(
     sae:SAE,            # any registered architecture
     path:str|Path,      # a folder
-    metadata:dict|None=None, # where it came from: model, hook point, training settings
+    metadata:dict|None=None, # where it came from, beside what it knows of itself: settings, scores …
 ):
     "Write `cfg.json` and `sae_weights.safetensors`. Weights first, so that a folder with a `cfg.json` is whole."
     from safetensors.torch import save_file
@@ -269,7 +270,8 @@ def save_sae(
     if 'threshold' in tensors:
         arch,tensors['threshold'] = 'jumprelu',tensors['threshold'].expand(sae.d_sae).clone()
     with atomic(path/'sae_weights.safetensors') as tmp: save_file(tensors, tmp)
-    write_json(path/'cfg.json', _saelens_cfg(sae, arch, metadata or {}))
+    known = {k:v for k,v in sae.metadata.items() if k!='key'} # that is of the folder a run has finished in
+    write_json(path/'cfg.json', _saelens_cfg(sae, arch, known|(metadata or {})))
 
 # %% ../../nbs/saes/10_base.ipynb #7e16cc8a
 def sound(
@@ -316,7 +318,8 @@ def load_sae(
     from safetensors.torch import load_file
     path = Path(path)
     if not (path/'cfg.json').is_file(): raise NotFound(f'no SAE at {path} (no cfg.json there)')
-    cfg = read_json(path/'cfg.json').get('metadata',{}).get('sae_notebooks')
+    record = read_json(path/'cfg.json').get('metadata',{})
+    cfg = record.get('sae_notebooks')
     if cfg is None: raise BadInput(f'{path}/cfg.json was not written by this library')
     try: tensors = load_file(path/'sae_weights.safetensors')
     except Exception as e: raise BadInput(f'{path}/sae_weights.safetensors is missing or damaged: {e}') from e
@@ -324,4 +327,5 @@ def load_sae(
     ours,saved = getattr(sae,'threshold',None),tensors.get('threshold')
     if None not in (ours,saved) and ours.ndim==0 and saved.unique().numel()>1: sae.threshold = saved.clone()
     load_weights(sae, tensors, str(path))
+    sae.metadata = {k:v for k,v in record.items() if k not in ('training_architecture','sae_notebooks','made_by')}
     return sound(sae, str(path)) if strict else sae
