@@ -110,14 +110,25 @@ def pick_rows(
 def pick_features(
     codes:Codes, # (n, d_sae)
     features,    # positions, each at most once, or a boolean for each feature
+    chunk=2**22, # entries looked at at a time
 )->Codes:        # (n, len(features)), in the order asked for
     "Some columns."
     features = torch.as_tensor(features)
     if features.dtype==torch.bool: features = features.nonzero().flatten()
     to = torch.full((codes.d_sae,), -1, device=codes.idx.device)
     to[features] = torch.arange(len(features), device=to.device)
-    keep = to[codes.idx]>=0
-    return flat_to_codes(codes.rows[keep]*len(features)+to[codes.idx[keep]], codes.val[keep], len(codes), len(features))
+    at,col,val = _entries_of(codes, to, chunk)
+    row = torch.searchsorted(codes.row_ptr, at, right=True)-1
+    return flat_to_codes(row*len(features)+col, val, len(codes), len(features))
+
+def _entries_of(codes, to, chunk):
+    "Entries of features that have a new column in `to`, the others have -1: their places, columns and values."
+    parts = [(codes.row_ptr[:0],codes.idx[:0],codes.val[:0])]
+    for a in range(0,len(codes.idx),chunk):
+        col = to[codes.idx[a:a+chunk]]
+        at = (col>=0).nonzero().flatten()
+        parts.append((at+a, col[at], codes.val[a:a+chunk][at]))
+    return map(torch.cat, zip(*parts))
 
 # %% ../../nbs/core/30_codes.ipynb #3ae3e3e6
 class CodesWriter:
@@ -157,12 +168,9 @@ def feature_block(
 )->Codes:           # (n, hi-lo); `codes` itself when that is all of them
     "Columns `lo` to `hi`, in memory."
     if (lo,hi)==(0,codes.d_sae): return codes
-    parts = [(torch.zeros(0,dtype=torch.long),codes.idx[:0],codes.val[:0])]
-    for a in range(0,len(codes.idx),chunk):
-        idx,val = codes.idx[a:a+chunk],codes.val[a:a+chunk]
-        at = ((idx>=lo)&(idx<hi)).nonzero().flatten()
-        parts.append((at+a,idx[at]-lo,val[at]))
-    at,idx,val = map(torch.cat, zip(*parts))
+    to = torch.full((codes.d_sae,), -1, device=codes.idx.device)
+    to[lo:hi] = torch.arange(hi-lo, device=to.device)
+    at,idx,val = _entries_of(codes, to, chunk)
     return Codes(torch.searchsorted(at, codes.row_ptr), idx, val, hi-lo)
 
 def split_features(

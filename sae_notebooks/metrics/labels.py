@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 from scipy.stats import norm
 from torch import Tensor
 
-from ..core.codes import Codes, dense_to_codes, feature_sums, pick_rows
+from ..core.codes import Codes, dense_to_codes, feature_block, feature_sums, pick_features, pick_rows
 from ..core.files import BadInput
 from ..core.seeds import seeded
 from .base import Metric, as_acts, as_groups
@@ -308,7 +308,7 @@ def label_null(
     seed:int=0,
     groups=None,    # images that belong together, (n,): see `GroupShuffle`
     areas:bool=False,# also what the best of all labels gives each feature, see `BestLabel`
-)->dict:            # entropy, entropy_null (mean), entropy_p: (d_sae,); corr_p: (d_sae, C); best, …_null, …_p: (C,)
+)->dict:            # entropy, …_null (mean), …_p: (d_sae,); corr_p: (d_sae, C); best, …_null, …_p: (C,); tops (draws, C)
     "Entropy and correlation against shuffled labels. One-sided for entropy (lower), two-sided for correlation."
     codes,shuffle = _as_codes(acts, y),GroupShuffle(len(y), groups)
     real,g = _correlation(codes, y),seeded('label null',seed)
@@ -326,7 +326,7 @@ def label_null(
         tops.append(r.nan_to_num(-1.).amax(0))
     tops = torch.stack(tops)
     p,corr_p = ((k/(draws+1)).masked_fill(of.isnan(), torch.nan) for k,of in ((lower,H),(stronger,real)))
-    out = dict(entropy=H, entropy_null=mean, entropy_p=p, corr_p=corr_p, exchanged=shuffle.exchanged)
+    out = dict(entropy=H, entropy_null=mean, entropy_p=p, corr_p=corr_p, exchanged=shuffle.exchanged, tops=tops)
     if luck: out |= luck.compute()
     return dict(out, best=top, best_null=tops.mean(0), best_p=(1+(tops>=top).sum(0))/(draws+1))
 
@@ -419,13 +419,16 @@ def crossfit_best(
     names:list,  # of the labels
     groups=None, # images of a group are all in one half, (n,)
     seed:int=0,  # of the halves
+    spans:list|None=None, # blocks of features that are looked at at a time, from `split_features`; None: all at once
 )->pd.DataFrame: # one row a label: auroc_held, held_lo, held_hi, held_features (the two that were chosen)
     "AUROC, with 95 % interval, of the feature that correlates most with each label on the other half of the images."
     codes = _as_codes(acts, y).to('cpu')
     own = as_groups(groups, len(codes))
     if own is None: own = torch.arange(len(codes))
     half = (torch.randperm(int(own.max())+1, generator=seeded('halves',seed))%2==0)[own]
-    picks,areas = zip(*(_held_half(codes, y.cpu(), own, h) for h in (half,~half)))
+    spans,y = spans or [(0,codes.d_sae)],y.cpu()
+    picks = _best_on(codes, y, (half,~half), spans)
+    areas = [_held_half(codes, y, own, k, h) for k,h in zip(picks,(half,~half))]
     both = [_mean_area(*pair) for pair in zip(*areas)]
     value,lo,hi = ([getattr(a,k).item() for a in both] for k in ('auroc','lo','hi'))
     chosen = [f'{a}; {b}' for a,b in zip(*(k.tolist() for k in picks))]
@@ -435,15 +438,25 @@ def crossfit_best(
 # %% ../../nbs/metrics/35_labels.ipynb #652b1894
 _of_each = 'auroc','v1','v0','cov','z','p'
 
-def _held_half(codes, y, own, choose):
-    "Features that are best on the images of `choose`, (C,), and their areas on the others, one for each label."
-    k = _correlation(pick_rows(codes,choose), y[choose]).nan_to_num(-2.).argmax(0)
+def _best_on(codes, y, halves, spans):
+    "Features that correlate most with each label, (C,), on each of some halves of the images."
+    top = torch.full((len(halves),y.shape[1]), -3., dtype=torch.double)
+    best = torch.zeros_like(top, dtype=torch.long)
+    for lo,hi in spans:
+        block = feature_block(codes, lo, hi)
+        for i,half in enumerate(halves):
+            r = _correlation(pick_rows(block,half), y[half]).nan_to_num(-2.)
+            k = r.argmax(0)
+            value = r.gather(0, k[None])[0]
+            best[i],top[i] = torch.where(value>top[i], k+lo, best[i]),torch.maximum(top[i], value)
+    return list(best)
+
+def _held_half(codes, y, own, k, choose):
+    "Areas of the features `k`, chosen on the images of `choose`, on the others, one for each label."
     chosen,of = k.unique(return_inverse=True)
-    some = torch.isin(codes.idx, chosen)
-    ptr = torch.cat([torch.zeros(1,dtype=torch.long), some.cumsum(0)])[codes.row_ptr]
-    few = pick_rows(Codes(ptr, torch.searchsorted(chosen, codes.idx[some]), codes.val[some], len(chosen)), ~choose)
+    few = pick_rows(pick_features(codes,chosen), ~choose)
     each = _areas(few, y[~choose], own[~choose])
-    return k,[replace(a, **{x:getattr(a,x)[j:j+1] for x in _of_each}) for a,j in zip(each,of.tolist())]
+    return [replace(a, **{x:getattr(a,x)[j:j+1] for x in _of_each}) for a,j in zip(each,of.tolist())]
 
 # %% ../../nbs/metrics/35_labels.ipynb #f51fe861
 def _mean_area(a, b):

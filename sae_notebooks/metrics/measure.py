@@ -128,12 +128,13 @@ def encode_rows(
     store:ActStore,     # activations
     rows:np.ndarray,    # positions in the store
     recon:Reconstruction|None=None, # updated on the way
-    batch_size:int=4096,# rows at a time
+    batch_size:int=4096,# rows at a time, at most
+    memory:int=500,     # MB for the activations of a batch before the zeros are left out: wide SAEs take fewer rows
     progress:bool=True, # show a progress bar
     errors:list|None=None, # squared error and squared distance from the first batch's mean are appended, (2, rows)
 )->Codes:               # (len(rows), d_sae), on the disk: see `CodesWriter`
     "Features of some rows of a store."
-    out = CodesWriter(sae.d_sae)
+    out,batch_size = CodesWriter(sae.d_sae),min(batch_size, max(64, memory*10**6//(8*sae.d_sae)))
     for lo in progress_bar(range(0,len(rows),batch_size), show=progress, desc='encode', unit='batch'):
         x = store[rows[lo:lo+batch_size]].to(sae.enc.device)
         codes = sae.codes(x)
@@ -162,11 +163,11 @@ def _alone(metric):
     return metric
 
 # %% ../../nbs/metrics/85_measure.ipynb #e02508f5
-def _encode_all(sae, store, rows, progress):
+def _encode_all(sae, store, rows, progress, memory=500):
     rank,world = process_ranks(join=False)
     own,errors = np.array_split(rows,world)[rank],[torch.zeros(2,0,dtype=torch.double)]
     recon = _alone(Reconstruction(sae.d_in, sae.d_sae))
-    codes = encode_rows(sae, store, own, recon, progress=progress, errors=errors)
+    codes = encode_rows(sae, store, own, recon, progress=progress, memory=memory, errors=errors)
     sums = {k:getattr(recon,k) for k in recon._defaults}
     mine = codes,torch.cat(errors,1),sums
     codes,errors,sums = zip(*gather_objects(mine))
@@ -255,18 +256,30 @@ def label_report(
     draws:int=100,        # shuffles
     seed:int=0,
     groups=None,          # what each image belongs to, as for `as_groups`, (n,)
+    spans:list|None=None, # blocks of features that are looked at at a time, from `split_features`; None: all at once
 )->tuple[dict,pd.DataFrame]: # columns for features; one row a label
     "Which label each feature goes with, beside the best of shuffled labels; and which feature each label."
+    spans = spans or [(0,codes.d_sae)]
+    parts = [_label_part(feature_block(codes,lo,hi), lo, y, names, draws, seed, groups) for lo,hi in spans]
+    columns = {k:np.concatenate([c[k] for c,*_ in parts]) for k in parts[0][0]}
+    tops,best = (torch.stack([p[i] for p in parts]).amax(0) for i in (2,3))
+    which = np.stack([t['corr'].fillna(-2.) for _,t,*_ in parts]).argmax(0)
+    table = pd.concat([parts[b][1].iloc[[c]] for c,b in enumerate(which)])
+    held,p = crossfit_best(codes, y, names, groups, seed, spans),(1+(tops>=best).sum(0))/(draws+1)
+    return columns,pd.concat([table,held],axis=1).assign(positives=(y==1).sum(0).int().numpy(), null=tops.mean(0).numpy(), p=p.numpy())
+
+def _label_part(codes, lo, y, names, draws, seed, groups):
+    "Of a block: columns; the best feature of each label; the best correlation in each shuffle, and without shuffling."
     m = _alone(LabelScores(codes.d_sae, y.shape[1]))
     m.update(codes, y)
     scores = {k:v.reshape(codes.d_sae,-1) for k,v in m.compute().items()}
     area,null = auroc(codes, y, groups),label_null(codes, y, draws, seed, groups=groups, areas=True)
-    table = best_features(scores, area, names).join(crossfit_best(codes, y, names, groups, seed)).assign(
-        positives=(y==1).sum(0).int().numpy(), null=null['best_null'].numpy(), p=null['best_p'].numpy())
+    table = best_features(scores, area, names)
     fires = torch.bincount(codes.idx, minlength=codes.d_sae)>0
     columns = dict(best_label=np.where(fires, np.array(names,object)[null['best_label']], ''))
     columns |= {f'{k}{of}':null[f'best_{k}{of}'].numpy() for k in ('auroc','corr') for of in ('','_null','_p')}
-    return columns|{k:null[k].numpy() for k in ('entropy','entropy_null','entropy_p')},table
+    columns |= {k:null[k].numpy() for k in ('entropy','entropy_null','entropy_p')}
+    return columns,table.assign(feature=table.feature+lo),null['tops'],null['best']
 
 # %% ../../nbs/metrics/85_measure.ipynb #30b23bab
 def _concept_scores(codes, y, names, cfg, groups=None):
@@ -278,10 +291,10 @@ def _concept_scores(codes, y, names, cfg, groups=None):
     return t.drop(columns=['curve','protocol'])
 
 # %% ../../nbs/metrics/85_measure.ipynb #72da28b4
-def _labelled(codes, concepts, cfg, groups=None):
+def _labelled(codes, concepts, cfg, groups=None, spans=None):
     "Columns and tables by labels."
     y,names = label_matrix(concepts)
-    columns,labels = label_report(codes, y, names, min(cfg.draws,100), cfg.seed, groups)
+    columns,labels = label_report(codes, y, names, min(cfg.draws,100), cfg.seed, groups, spans)
     fms = _concept_scores(codes, y, names, cfg, groups)
     return columns,dict(labels=labels) if fms is None else dict(labels=labels, fms=fms)
 
@@ -318,7 +331,8 @@ class ByBlocks:
         if im.classes is not None: self.names,self.seen = class_units(im.classes)
         how = resampled_counts(n, cfg.draws, cfg.seed, groups),halves(n, seed=cfg.seed, groups=groups)
         self.count = torch.cat(how)
-        width = 3*d_emb+2*len(self.count)+(0 if self.names is None else 4*len(self.names))
+        labels = 0 if im.concepts is None else np.shape(im.concepts)[1] if np.ndim(im.concepts)>1 else len(self.names)
+        width = 3*d_emb+2*len(self.count)+40*labels
         self.spans = split_features(codes, memory, per_feature=8*width)
 
     def blocks(self): # Codes and `Judged`, of each
@@ -341,15 +355,15 @@ class ByBlocks:
         return Part(features, floors, top, acts, first, share, boot.nansum(2), (~boot.isnan()).sum(2), half)
 
 # %% ../../nbs/metrics/85_measure.ipynb #b1edc21c
-def _columns(im, s, blocks, parts, pairs, tree, groups, cfg):
+def _columns(im, s, by, parts, tree, groups, cfg):
     "All columns of the report, and its tables."
     features = pd.concat([p.features for p in parts], ignore_index=True).rename_axis('feature')
     for q,p in (('q','p'),('q_given','p_given')):
         if q in features: features[q] = bh(features[p]) # among all features, not those of a block
     features.insert(1, 'density', s.recon.compute()['density'].numpy())
     top = {k:np.concatenate([getattr(p,k) for p in parts]) for k in ('acts','copies','lone')}
-    judges,tables = _other_judges(blocks, im, features.ms)
-    labels,more = _labelled(s.codes, im.concepts, cfg, groups) if im.concepts is not None else ({},{})
+    judges,tables = _other_judges(by.blocks, im, features.ms)
+    labels,more = _labelled(s.codes, im.concepts, cfg, groups, by.spans) if im.concepts is not None else ({},{})
     columns = dict(max_act=top['acts'][:,0], copies=top['copies'])|judges|labels
     return features.assign(**columns|_depths(top['lone'], tree, im.classes, groups, cfg)),tables|more
 
@@ -439,13 +453,13 @@ def measure(
     own = same_judges(store, emb, cfg.allow_same_judge)
     store,share = chosen_items(sae, store, cfg.on)
     im = _images(store, emb, labels)
-    s = _encode_all(sae, store, im.rows, progress)
+    s = _encode_all(sae, store, im.rows, progress, cfg.memory)
     groups,nuisance = (_of_items(v, store, im.item, what) for v,what in ((groups,'groups'),(nuisance,'nuisances')))
     pairs,groups,near = _together(im.emb[im.judge], im.item, groups, cfg.copies)
     by = ByBlocks(im, s.codes, groups, cfg, nuisance, cfg.memory*10**6)
     parts = [by.part(*b, pairs) for b in by.blocks()]
     top,acts = (np.concatenate([getattr(p,k) for p in parts]) for k in ('top','acts'))
-    features,tables = _columns(im, s, by.blocks, parts, pairs, tree, groups, cfg)
+    features,tables = _columns(im, s, by, parts, tree, groups, cfg)
     if len(near): tables = dict(duplicates=near)|tables
     ok,floors = (features.support>=cfg.min_support).to_numpy(),parts[0].floors
     draws,best = _resamples(s, parts, by.count, cfg)
