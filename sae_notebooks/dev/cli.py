@@ -150,27 +150,37 @@ def _train(
     sae:str='batchtopk',   # architecture: topk, batchtopk, matryoshka, relu, gated, jumprelu
     out:str='run/sae',     # folder for the SAE
     d_sae:int=1024,        # number of features
-    held_out:str='',       # a store to evaluate on while training
+    site:str='',           # which hook point of a store of several; default the first
+    held_out:str='.2',     # share of the items that is kept back, and measured later; or a store to try it on; 0: none
+    group:str='',          # a column of the store's items: those with the same value are held out together
     device:str='cpu',      # cpu or cuda
     **options,
 ):
-    "Train an SAE on a store."
+    "Train an SAE on a store, of which a share of the items is held out."
     from sae_notebooks.acts.store import ActStore
     from sae_notebooks.training.loop import train
     own = {k:options.pop(k) for k in architecture_options() if k in options}
     sae_options = dict(d_sae=d_sae, seed=options['seed'], **{k:v for k,v in own.items() if v is not None})
-    held = ActStore(held_out) if held_out else None
-    sae = train(ActStore(store), sae, out, sae_options, device, held_out=held, **options)
+    rows = ActStore(store, site or None)
+    held = _held_out(held_out, rows)
+    sae = train(rows, sae, out, sae_options, device, held_out=held, groups=group or None, **options)
     last = sae.history.iloc[-1]
-    tested = f', {last.held_fve:.3f} on held-out rows' if held_out else ''
+    tested = f', {last.held_fve:.3f} on held-out rows' if held else ' (nothing was held out)'
     print(f'{out}: {sae}, FVE {last.fve:.3f} on training rows{tested}, L0 {last.l0:.1f}, {int(last.dead)} dead')
+
+def _held_out(word, rows):
+    "A share, none of a single item; or the store of a folder, at the same site."
+    from sae_notebooks.acts.store import ActStore
+    try: share = float(word or 0)
+    except ValueError: return ActStore(word, rows.files.site)
+    return share if len(set(rows.item))>1 else 0
 
 command(_train, _train_options)
 
 # %% ../../nbs/dev/30_cli.ipynb #c845a9a3
 def _measure_options():
     from sae_notebooks.metrics.measure import MeasureConfig
-    return options_of(MeasureConfig, 'draws m min_support fms seed')
+    return options_of(MeasureConfig, 'draws m min_support fms seed on allow_other allow_same_judge')
 
 def _measure(
     sae:str,                 # a folder written by train or another library, or a name on the Hugging Face hub
@@ -178,6 +188,8 @@ def _measure(
     judge:str,               # the same images by an independent evaluation encoder, a folder written by extract
     out:str='run/report',    # folder for the report
     also:str='',             # more judges, folders with commas between
+    site:str='',             # which hook point of a store of several; default the one that the SAE was trained on
+    judge_site:str='',       # which of the judge's
     tree:str='',             # a taxonomy: an embedded one, or CSV: label, then columns from the root down
     **options,
 ):
@@ -186,11 +198,14 @@ def _measure(
     from sae_notebooks.core.data import open_tree
     from sae_notebooks.metrics.measure import measure
     from sae_notebooks.saes.interop import from_pretrained
-    judges = {}
-    for j in map(ActStore, [judge,*filter(None,also.split(','))]):
+    from sae_notebooks.training.origin import trained_at
+    judges,sae = {},from_pretrained(sae)
+    for j in [ActStore(judge, judge_site or None), *map(ActStore, filter(None,also.split(',')))]:
         model = j.meta.get('model')
         judges[j.path.name if model in (None,*judges) else model] = j
-    report = measure(from_pretrained(sae), ActStore(store), judges, tree=open_tree(tree) if tree else None, **options)
+    rows,own = ActStore(store),trained_at(sae).get('point')
+    if site or own in rows.sites: rows = rows.site(site or own)
+    report = measure(sae, rows, judges, tree=open_tree(tree) if tree else None, **options)
     report.save(out)
     print(f'{out}: {report}')
 
@@ -199,7 +214,7 @@ command(_measure, _measure_options)
 # %% ../../nbs/dev/30_cli.ipynb #4b9b66b7
 def _name_options():
     from sae_notebooks.naming.name import NameOptions, name
-    return options_of(name, 'words')|options_of(NameOptions, 'seed')
+    return options_of(name, 'words')|options_of(NameOptions, 'allow_other seed')
 
 def _name(
     report:str,              # a folder written by measure
@@ -255,6 +270,7 @@ def _page(
     images:str,                  # the images that were measured
     out:str='run/features.html', # the file
     notes:str='',                # a JSON file of notes that the browser wrote
+    allow_other:bool=False,      # also images that were not measured
     **options,
 ):
     "The report card of an SAE: one self-contained HTML file with every feature."
@@ -263,11 +279,9 @@ def _page(
     from sae_notebooks.viz.card import report_card
     from sae_notebooks.core.files import read_json
     r,ims = load_report(report),open_images(images)
-    if len(ims)!=r.summary['items']:
-        held = f'{images} holds {len(ims)} images, the report is of {r.summary["items"]}'
-        raise BadInput(f'{held}: name the folder that was measured')
     def caption(i): return ims.labels[i] or ims.items.file.iloc[i]
-    print(report_card(r, out, ims, caption, min_support=2, notes=read_json(notes) if notes else None, **options))
+    more = dict(notes=read_json(notes) if notes else None, allow_other=allow_other, **options)
+    print(report_card(r, out, ims, caption, min_support=2, **more))
 
 command(_page, _page_options)
 

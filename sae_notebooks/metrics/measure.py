@@ -187,13 +187,14 @@ def chosen_items(
         raise BadInput(f'on is auto, all, held-out or training, not {on!r}')
     seen,item,kept = seen_items(sae, store),store.item,getattr(sae,'metadata',{}).get('held_out')
     known = None if seen is None else seen[np.unique(item)]
-    if on=='auto': on = 'held-out' if kept and known is not None and known.any() else 'all'
+    enough = known is not None and known.any() and (~known).sum()>=6
+    if on=='auto': on = 'held-out' if kept and enough else 'all'
     if on=='all': return store,None if known is None else float(known.mean())
     if known is None: raise BadInput(f'which of these items the SAE was trained on is not recorded: on={on!r} cannot be')
     keep = seen if on=='training' else ~seen
     n = int((known if on=='training' else ~known).sum())
     if n<6: raise BadInput(f'{n} of {len(known)} items are {on.replace("training","of the training rows")}: scores need '
-                           'six or more; hold more out in training, or measure on="all"')
+                           'six or more; hold more out in training, or measure with on="all" (--on all)')
     return store.where(keep[item]),float(on=='training')
 
 # %% ../../nbs/metrics/85_measure.ipynb #a5ab90a2
@@ -209,7 +210,7 @@ def same_judges(
     own = [nm for nm,j in emb.items() if same(j)]
     if own and not allow:
         raise BadInput(f'the judge {own[0]!r} is the model whose activations these are, and would agree with itself: '
-                       'extract with another, or ask for it by allow_same_judge=True')
+                       'extract with another, or ask for it by allow_same_judge=True (--allow-same-judge)')
     return own
 
 # %% ../../nbs/metrics/85_measure.ipynb #63146b07

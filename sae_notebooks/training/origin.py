@@ -58,8 +58,9 @@ def check_origin(
     if not odd or allow_other: return
     one,other = (', '.join(f'{k} {of[k]}' for k in odd) for of in (was,now))
     help_ = ''
-    if odd==['point'] and was['point'] in getattr(store,'sites',()): help_ = f'take store.site({was["point"]!r}), or '
-    raise BadInput(f'the SAE was trained on {one}, and these rows are of {other}: {help_}ask for it by allow_other=True')
+    if odd==['point'] and was['point'] in getattr(store,'sites',()): help_ = f'take store.site({was["point"]!r}) (--site), or '
+    raise BadInput(f'the SAE was trained on {one}, and these rows are of {other}: {help_}'
+                   'ask for it by allow_other=True (--allow-other)')
 
 # %% ../../nbs/training/16_origin.ipynb #a84d7edc
 def item_names(

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from ..core.codes import transpose
 from ..core.data import image_getter, image_uri
 from ..core.files import BadInput, read_json, write_json
-from ..metrics.report import FeatureReport
+from ..metrics.report import FeatureReport, measured_images
 from .figures import thumbnail
 
 # %% ../../nbs/viz/20_browser.ipynb #7180d420
@@ -102,9 +102,10 @@ class FeatureBrowser:
         decoder=None,         # decoder directions, (d_sae, d_in), such as sae.W_dec: for neighbours and the map
         heat=None,            # (item, feature) -> activation over patches (h, w), or pairs (token, activation)
         notes:str|Path|None=None, # a JSON file that keeps notes; None: they are lost in the end
+        allow_other:bool=False, # also images that were not measured
     ):
         self.report,self.table,self.caption,self.heat,self._orders = report,report.features,caption,heat,{}
-        self.image = None if image is None else image_getter(image, report.summary.get('items'))
+        self.image = None if image is None else measured_images(report, image, allow_other)
         self.decoder = None if decoder is None else F.normalize(torch.as_tensor(decoder).detach().float().cpu(), dim=1)
         if self.decoder is not None and len(self.decoder)!=len(self.table):
             raise BadInput(f'{len(self.decoder)} decoder directions for {len(self.table)} features')
@@ -392,7 +393,7 @@ def browse(
     report,            # a `FeatureReport`, or a `FeatureBrowser`
     image=None,        # item -> PIL image, such as an `Images`
     show:int=200,      # rows in the list
-    **kw,              # caption, decoder, heat, notes: see `FeatureBrowser`
+    **kw,              # caption, decoder, heat, notes, allow_other: see `FeatureBrowser`
 ):                     # an ipywidgets box; `.browser` is the object behind it
     "Look at features in JupyterLab."
     panel = _Panel(report if isinstance(report, FeatureBrowser) else FeatureBrowser(report, image, **kw), show)

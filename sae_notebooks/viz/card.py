@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.data import image_getter
 from ..core.files import BadInput
 from ..metrics.reconstruction import density_histogram
-from ..metrics.report import FeatureReport
+from ..metrics.report import FeatureReport, measured_images
 from .figures import png, score_vs_support
 from .page import PageOptions, write_page
 
@@ -46,6 +45,30 @@ def _optional_lines(s):
         out['groups of images'] = f'{apart:,}, the largest of {s["largest_group"]:,}'
     return out
 
+# %% ../../nbs/viz/40_card.ipynb #6044b8ad
+def _rows(s): return s.get('rows') or 'not recorded'
+
+def _marked(lines, s):
+    "Lines that each say what they were measured on, for whoever reads only one of them."
+    return lines if _rows(s)=='not recorded' else {k if k=='features' else f'{k}, {_rows(s)}':v for k,v in lines.items()}
+
+def _said_of_rows(s):
+    "The same as a sentence."
+    known,share = _rows(s),s.get('training_share')
+    if known=='not recorded': return 'Whether the SAE was trained on what was measured here is not recorded.'
+    if not share: return 'Every figure is of items that were held out: the SAE was not trained on them.'
+    some = 'what' if share==1 else f'items of which {100*share:.3g} % are what'
+    return f'Every figure is of {some} the SAE was trained on: on what it has not seen it is worth less.'
+
+# %% ../../nbs/viz/40_card.ipynb #8733263d
+def _source_lines(s):
+    "What was measured, and by whom."
+    def place(o): return ' '.join(str(o[k]) for k in ('model','point','rule') if o.get(k)) or 'not recorded'
+    out = {'measured on':_rows(s), 'layer':place(s)}
+    if s.get('trained_at'): out['trained on another layer'] = place(s['trained_at'])
+    own = ', the model itself' if s['evaluator'] in s.get('same_judges',()) else ''
+    return out|{'judge':f'{s["evaluator"]}{own}'}
+
 # %% ../../nbs/viz/40_card.ipynb #3e011b5e
 def card_lines(
     report:FeatureReport, # from `measure`
@@ -57,8 +80,8 @@ def card_lines(
     score = {'mean MS':_span(s, 'ms'), 'of any two images':f'{s["floor"]:.3f}',
              'best tenth, ranked on other images':_value(s.get('ms_top')),
              'beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'), 'undefined':f'{s["undefined"]:,}'}
-    source = {'images':f'{s["images"]:,}', 'layer':f'{s["model"]} {s["point"]}', 'judge':str(s['evaluator'])}
-    return {**kept, **counts, **score, **_optional_lines(s), **source}
+    source = {'images':f'{s["images"]:,}', **_source_lines(s)}
+    return {**_marked(kept|counts|score|_optional_lines(s), s), **source}
 
 # %% ../../nbs/viz/40_card.ipynb #62bf8d1e
 def _score_figure(report):
@@ -108,7 +131,9 @@ def card_figures(
 )->list: # pairs of caption and PNG
     "Score against support by significance; how often features are active; how concepts do."
     made = (draw(report) for draw in (_score_figure, _density_figure, _concept_figure))
-    return [figure for figure in made if figure is not None]
+    known = _rows(report.summary)
+    mark = '' if known=='not recorded' else f' ({known[0].upper()}{known[1:]}.)'
+    return [(caption+mark,figure) for caption,figure in filter(None, made)]
 
 # %% ../../nbs/viz/40_card.ipynb #4bb2afca
 def _chosen(features, sort_by, n_each, min_support):
@@ -126,16 +151,17 @@ def report_card(
     caption=None,           # item -> its text
     min_support:int=5,      # features on for fewer images get no photographs
     notes:dict|None=None,   # feature -> note, such as the browser keeps
+    allow_other:bool=False, # also images that were not measured
     **options,              # fields of `PageOptions`: title, intro, sort_by, n_each …
 )->Path:
     "One self-contained HTML page of a report. Raises `BadInput` before anything is written."
     f,sort_by = report.features,options.get('sort_by', PageOptions.sort_by)
-    image = image_getter(image, report.summary['items'])
+    image = measured_images(report, image, allow_other)
     if sort_by not in f: raise BadInput(f'the report has no column {sort_by!r} to sort by; it has {list(f)}')
     if notes:
         notes = pd.Series({int(k):str(v) for k,v in notes.items()}, dtype=object)
         f = f.assign(note=notes.reindex(f.index).fillna(''))
     chosen = _chosen(f, sort_by, options.get('n_each', PageOptions.n_each), min_support)
-    own = dict(title='Report card', summary=card_lines(report), floor=report.summary['floor'],
+    own = dict(title='Report card', intro=_said_of_rows(report.summary), summary=card_lines(report), floor=report.summary['floor'],
                figures=card_figures(report), chosen=chosen)
     return write_page(path, f.round(4), report.top_items, report.top_acts, image, caption, **own|options)
