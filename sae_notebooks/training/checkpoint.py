@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.files import BadInput, NotFound, atomic
+from ..core.tensors import named_key, tensor_key
 
 # %% ../../nbs/training/10_checkpoint.ipynb #af85a884
 def save_state(
@@ -20,21 +21,24 @@ def save_state(
     tensors:dict,            # name -> Tensor
     meta:dict,               # anything JSON can hold
 ):
-    "Tensors and settings in one safetensors file, atomically."
+    "Tensors and settings in one safetensors file, atomically, with a hash of both."
     from safetensors.torch import save_file
-    tensors = {k:v.detach().cpu().contiguous() for k,v in tensors.items()}
-    with atomic(path) as tmp: save_file(tensors, tmp, metadata=dict(meta=json.dumps(meta)))
+    tensors,said = {k:v.detach().cpu().contiguous() for k,v in tensors.items()},json.dumps(meta)
+    with atomic(path) as tmp: save_file(tensors, tmp, metadata=dict(meta=said, key=_key(tensors, said)))
+
+def _key(tensors, said): return named_key(tensors)+tensor_key(said)
 
 # %% ../../nbs/training/10_checkpoint.ipynb #c4afbc9b
 def load_state(
     path:str|Path, # written by save_state
 )->tuple[dict,dict]: # tensors, meta
-    "What `save_state` wrote. Raises `NotFound`, or `BadInput` for a damaged file."
+    "What `save_state` wrote. Raises `NotFound`, or `BadInput` for a file that is damaged, were it by one bit."
     from safetensors import safe_open
     if not Path(path).is_file(): raise NotFound(f'no checkpoint {path}')
     try:
-        with safe_open(path, 'pt') as f:
-            return {k:f.get_tensor(k) for k in f.keys()},json.loads(f.metadata()['meta'])
+        with safe_open(path, 'pt') as f: tensors,said = {k:f.get_tensor(k) for k in f.keys()},f.metadata()
+        if 'key' in said and said['key']!=_key(tensors, said['meta']): raise ValueError('its hash differs')
+        return tensors,json.loads(said['meta'])
     except Exception as e: raise BadInput(f'checkpoint {path} is damaged ({e}): remove it to start again') from e
 
 # %% ../../nbs/training/10_checkpoint.ipynb #ddb0f586
