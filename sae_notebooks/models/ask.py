@@ -317,7 +317,7 @@ def ask_all(
                 dead = out[jobs[j]].why
                 for job in jobs: job.cancel()
             if hasattr(bar,'set_postfix'): bar.set_postfix(**_so_far(out))
-    finally: pool.shutdown(wait=True, cancel_futures=True)
+    finally: pool.shutdown(wait=False, cancel_futures=True) # all have ended, or nobody waits for them any more
     unasked = f'not asked, the first {give_up} questions failed: {dead}'
     return {k:out.get(k) or Answer('failed', why=unasked) for k in requests}
 
