@@ -5,18 +5,27 @@
 # %% auto #0
 __all__ = ['stoppable']
 
-# %% ../../nbs/dev/27_stop.ipynb #0d58cb7b
+# %% ../../nbs/dev/27_stop.ipynb #622ca41f
 import os
 import select
 import signal
 import socket
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-# %% ../../nbs/dev/27_stop.ipynb #726e8524
+# %% ../../nbs/dev/27_stop.ipynb #25eb871f
 _hangup = getattr(signal, 'SIGHUP', None)
 _signals = [s for s in (signal.SIGINT,signal.SIGTERM,_hangup) if s is not None]
+_within = [] # blocks that are running
+
+def _let_go():
+    "A forked child has its own end, and does not ring its parent's bell."
+    if not _within: return
+    signal.set_wakeup_fd(-1)
+    for s in _signals: signal.signal(s, signal.SIG_DFL)
+
+if hasattr(os,'register_at_fork'): os.register_at_fork(after_in_child=_let_go)
 
 class _End:
     "The end of a process by a signal: one line, and the status that shells expect."
@@ -33,7 +42,7 @@ class _End:
         except OSError: pass # nobody reads it
         os._exit(128+self.signal)
 
-# %% ../../nbs/dev/27_stop.ipynb #a5720d9b
+# %% ../../nbs/dev/27_stop.ipynb #94ae8467
 def _watch(end, bell, grace):
     "End the process `grace` seconds after a signal rang, or at the second; return when the bell is closed."
     def ring(limit=None):
@@ -46,7 +55,7 @@ def _watch(end, bell, grace):
     end.signal = end.signal or number
     end.now()
 
-# %% ../../nbs/dev/27_stop.ipynb #5743de86
+# %% ../../nbs/dev/27_stop.ipynb #4e78ea88
 @contextmanager
 def stoppable(
     said:str='stopped', # the line that is printed
@@ -64,9 +73,13 @@ def stoppable(
         watch.start()
         for s in _signals:
             if s!=_hangup or before[s]!=signal.SIG_IGN: signal.signal(s, end.asked) # nohup: a command goes on
+        _within.append(end)
         yield
     finally:
-        if end.signal: end.now() # also where the exception was swallowed, or turned into another
+        if end.signal: # also where the exception was swallowed, or turned into another
+            with suppress(Exception): sys.stdout.flush()
+            end.now()
+        _within.remove(end)
         signal.set_wakeup_fd(old)
         for s,f in before.items(): signal.signal(s, f or signal.SIG_DFL)
         rope.close(); watch.join(); bell.close()
