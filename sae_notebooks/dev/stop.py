@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stoppable']
 
-# %% ../../nbs/dev/27_stop.ipynb #622ca41f
+# %% ../../nbs/dev/27_stop.ipynb #c7265cef
 import os
 import select
 import signal
@@ -14,7 +14,7 @@ import sys
 import threading
 from contextlib import contextmanager, suppress
 
-# %% ../../nbs/dev/27_stop.ipynb #25eb871f
+# %% ../../nbs/dev/27_stop.ipynb #e14b0a7e
 _hangup = getattr(signal, 'SIGHUP', None)
 _signals = [s for s in (signal.SIGINT,signal.SIGTERM,_hangup) if s is not None]
 _within = [] # blocks that are running
@@ -42,7 +42,7 @@ class _End:
         except OSError: pass # nobody reads it
         os._exit(128+self.signal)
 
-# %% ../../nbs/dev/27_stop.ipynb #94ae8467
+# %% ../../nbs/dev/27_stop.ipynb #93780bd5
 def _watch(end, bell, grace):
     "End the process `grace` seconds after a signal rang, or at the second; return when the bell is closed."
     def ring(limit=None):
@@ -55,7 +55,7 @@ def _watch(end, bell, grace):
     end.signal = end.signal or number
     end.now()
 
-# %% ../../nbs/dev/27_stop.ipynb #4e78ea88
+# %% ../../nbs/dev/27_stop.ipynb #afdd09b2
 @contextmanager
 def stoppable(
     said:str='stopped', # the line that is printed
