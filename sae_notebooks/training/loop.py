@@ -8,6 +8,7 @@ __all__ = ['TrainConfig', 'Run', 'train_step', 'evaluate', 'Job', 'given_of', 'c
 
 # %% ../../nbs/training/20_loop.ipynb #f53fdb70
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from ..core.folders import check_hashes, clear_leftovers, keep_others
 from ..core.tensors import named_key, tensor_key
 from ..saes.base import SAE, Fit, fold_scale, fve, geometric_median, load_sae, make_sae, save_sae
 from ..saes.base import unit_atoms
-from .checkpoint import load_state, optim_tensors, restore_optim, save_state
+from .checkpoint import go_back, load_state, optim_tensors, restore_optim, save_state, step_before
 from .group import find_group
 from .log import JsonLines
 from .origin import check_origin, hold_out, items_record, origin, other_origin
@@ -268,10 +269,12 @@ def _prefixes(runs): return [''] if len(runs)==1 else [f'{j}/' for j in range(le
 def _save(path, runs, given): # one checkpoint of all runs
     tensors = {pre+k:t for pre,run in zip(_prefixes(runs),runs) for k,t in run.tensors().items()}
     numbers = [run.numbers() for run in runs]
+    if runs[0].group.suffix and path.is_file(): os.replace(path, step_before(path))
     save_state(path, tensors, dict(numbers[0], given=given) if len(runs)==1 else dict(runs=numbers, given=given))
 
 # %% ../../nbs/training/20_loop.ipynb #617bb666
-def _resume(path, runs, given): # fresh runs go on where the checkpoint was made
+def _resume(path, runs, given): # fresh runs go on where the checkpoint was made, if there is one
+    if not (go_back(path, runs[0].device) if runs[0].group.suffix else path.is_file()): return
     tensors,meta = load_state(path)
     check_given(path, meta.get('given'), given, 'was begun')
     for pre,run,numbers in zip(_prefixes(runs), runs, meta.get('runs',[meta])):
@@ -343,7 +346,7 @@ def train_runs(
     "Step all runs until they are done; go on from a checkpoint if there is one."
     cfg,group,device = job.cfg,runs[0].group,runs[0].device
     checkpoint = job.out and job.out/f'checkpoint{group.suffix}.safetensors'
-    if checkpoint and checkpoint.is_file(): _resume(checkpoint, runs, job.given)
+    if checkpoint: _resume(checkpoint, runs, job.given)
     if group.rank>0: job.loggers = ()
     elif job.log: job.loggers = [*job.loggers, JsonLines(job.log, runs[0].history)]
     store = _resident(job.store, device)
@@ -362,7 +365,7 @@ def train_runs(
             if checkpoint and group.saves and (step+1)%cfg.checkpoint_every==0: _save(checkpoint, runs, job.given)
             bar.update()
     trained = [_finish(run, job, own) for run,own in zip(runs, folders or [[]]*len(runs))]
-    if checkpoint: checkpoint.unlink(missing_ok=True)
+    if checkpoint and group.rank==0: checkpoint.unlink(missing_ok=True) # those of others went when the result came
     return trained
 
 # %% ../../nbs/training/20_loop.ipynb #813d78ba
