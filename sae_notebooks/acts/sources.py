@@ -8,6 +8,8 @@ __all__ = ['Source', 'image_files', 'image_list', 'texts', 'text_file', 'kind_of
 # %% ../../nbs/acts/10_sources.ipynb #d72fd402
 import hashlib
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -16,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.data import Images, content_key, data_folder, open_images
-from ..core.files import BadInput, NotFound, fingerprint, read_json
+from ..core.files import BadInput, NotFound, fingerprint, read_json, sha256
+from ..core.tensors import tensor_key
 
 # %% ../../nbs/acts/10_sources.ipynb #73ccd333
 @dataclass
@@ -41,6 +44,14 @@ class Source:
         items = self.items.iloc[at].reset_index(drop=True)
         return Source(lambda i: self.get(int(at[i])), items, self.kind, fingerprint([self.id, at.tolist()]), self.name)
 
+# %% ../../nbs/acts/10_sources.ipynb #4e6d3098
+def _side_by_side(fn, jobs): # what fn makes of each, in order
+    with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1))) as pool: return list(pool.map(fn, jobs))
+
+def _file_hash(path):
+    try: return sha256(path)
+    except OSError as e: return f'unreadable: {e.strerror}' # whether that matters is seen when it is opened
+
 # %% ../../nbs/acts/10_sources.ipynb #146b7dba
 def image_files(
     images:Images, # files with their labels
@@ -49,7 +60,8 @@ def image_files(
     "Image files as a source."
     table = images.items[['file',*[c for c in images.items if c not in ('file','file_key')]]].reset_index(drop=True)
     table['file_key'] = [content_key(images.root/f) for f in table.file]
-    id = fingerprint([table.file.tolist(),table.file_key.tolist()])
+    names = table.file.tolist()
+    id = fingerprint([names,_side_by_side(lambda n: _file_hash(images.root/n), names)])
     return Source(images.__getitem__, table, 'image', id, name or images.root.resolve().name)
 
 # %% ../../nbs/acts/10_sources.ipynb #f8d1e2b8
@@ -146,20 +158,24 @@ def _labels(data):
     return pd.DataFrame(dict(label=[str(names[v]) if names and isinstance(v,int) else str(v) for v in plain]))
 
 # %% ../../nbs/acts/10_sources.ipynb #9cee5a0b
-def _data_id(data, items, get):
+def _item_hash(x):
+    if isinstance(x,tuple): return [_item_hash(v) for v in x]
+    if hasattr(x,'convert'): return hashlib.sha256(repr((x.mode,x.size)).encode()+x.tobytes()).hexdigest()
+    return tensor_key(x)
+
+def _data_id(data, fetch):
+    "A hash of all items of a dataset, or the one that it has of itself."
     if getattr(data,'_fingerprint',None): return str(data._fingerprint)[:16]
-    def raw(i):
-        try: x = get(data[i])
+    def one(i):
+        try: return _item_hash(fetch(i))
         except (OSError, SyntaxError, ValueError) as e: return str(e)
-        x = x[0] if isinstance(x,tuple) else x
-        return x if isinstance(x,str) else hashlib.sha256(np.asarray(x).tobytes()).hexdigest()
-    some = range(len(data)) if isinstance(data,list) else np.unique(np.linspace(0,len(data)-1,10).astype(int)).tolist()
-    return fingerprint([len(data), items.astype(str).values.tolist(), [raw(i) for i in some]])
+    return fingerprint(_side_by_side(one, range(len(data))))
 
 # %% ../../nbs/acts/10_sources.ipynb #3faeb817
 def dataset(
     data,        # a list, or anything with a length and items by number
     name:str='', # what to call it in records
+    id:str='',   # changes when the data does; by default every item is read once to find out
 )->Source:
     "A list or a map-style dataset as a source."
     if not hasattr(data,'__len__') or not hasattr(data,'__getitem__'):
@@ -173,7 +189,7 @@ def dataset(
     def fetch(i):
         x = get(data[i])
         return (_rgb(x[0]),x[1]) if kind=='image+text' else _rgb(x)
-    return Source(fetch, items, kind, _data_id(data, items, get), name or type(data).__name__)
+    return Source(fetch, items, kind, id or _data_id(data, fetch), name or type(data).__name__)
 
 # %% ../../nbs/acts/10_sources.ipynb #9fc9f9ed
 def open_source(

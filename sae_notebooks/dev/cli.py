@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from ..core.files import BadInput, NotFound
+from .stop import stoppable
 
 # %% ../../nbs/dev/30_cli.ipynb #e0bb33fc
 def comments(
@@ -335,6 +336,7 @@ def app(
     for name in commands: cli.command()(typer_command(name, wanted in ('',name)))
     return cli
 
+@stoppable('sae-notebooks: stopped; the same command continues')
 def main(
     argv:list|None=None, # arguments, default those of the process
 ):
@@ -343,7 +345,6 @@ def main(
     words = sys.argv[1:] if argv is None else argv
     try: app(words[0] if words else 'none')(args=argv)
     except (BadInput, NotFound, NotebookError) as e: _stop(f'sae-notebooks: {e}', 2)
-    except KeyboardInterrupt: _stop('\nsae-notebooks: stopped; the same command continues', 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)

@@ -19,7 +19,8 @@ from torch import Tensor
 from ..core.tensors import map_tensors
 from ..core.codes import Codes
 from ..core.data import content_key, image_getter
-from ..core.files import BadInput, NotFound, atomic, make_folder, read_json, write_json
+from ..core.files import BadInput, NotFound, read_json, write_json
+from ..core.folders import check_hashes, file_hashes, new_version, settle
 from .monosemanticity import bootstrap
 from .scores import score_features
 
@@ -45,16 +46,18 @@ class FeatureReport:
         return (f'FeatureReport: {len(self.features)} features, {s["dead"]} dead; '
                 f'mean MS {_three(s["ms"])} (floor {_three(s["floor"])}){rows}')
 
-    def save(self, path:str|Path)->Path:
-        "Write tables, examples, codes and, last, `report.json` into a folder."
-        path = make_folder(path)
-        for nm,t in dict(report=self.features, **{f'table_{nm}':t for nm,t in self.tables.items()}).items():
-            with atomic(path/f'{nm}.csv') as tmp: t.to_csv(tmp, lineterminator='\n')
-        for nm,arrays in _arrays(self).items():
-            from safetensors.numpy import save_file
-            with atomic(path/f'{nm}.safetensors') as tmp: save_file(arrays, tmp)
-        write_json(path/'report.json', dict(self.summary, tables=list(self.tables)))
-        return path
+    def save(self, path:str|Path, overwrite:bool=False)->Path: # a folder; replace another report that is there
+        "Write tables, examples, codes and their hashes, all or none. Raises `BadInput` where something else is."
+        from safetensors.numpy import save_file
+        tables,arrays = dict(report=self.features, **{f'table_{nm}':t for nm,t in self.tables.items()}),_arrays(self)
+        names = [f'{nm}.csv' for nm in tables]+[f'{nm}.safetensors' for nm in arrays]
+        old = 'table_*.csv','codes.safetensors'
+        with new_version(path, 'a feature report', [*names,'report.json'], old, overwrite) as new:
+            for nm,t in tables.items(): t.to_csv(new[f'{nm}.csv'], lineterminator='\n')
+            for nm,a in arrays.items(): save_file(a, new[f'{nm}.safetensors'])
+            hashes = file_hashes({nm:new[nm] for nm in names})
+            write_json(new['report.json'], dict(self.summary, tables=list(self.tables), files=hashes))
+        return Path(path)
 
 # %% ../../nbs/metrics/80_report.ipynb #d1f133cc
 def _arrays(r):
@@ -81,7 +84,7 @@ def load_report(
     path:str|Path, # a folder that FeatureReport.save wrote
 )->FeatureReport:
     "A report from disk. Raises `NotFound` where there is none, `BadInput` where its files do not fit together."
-    path = Path(path)
+    path = settle(path)
     if not (path/'report.json').is_file(): raise NotFound(f'no feature report at {path} (no report.json there)')
     t = {k:np.array(v) for k,(v,_) in map_tensors(path/'examples.safetensors').items()}
     features = _read(path/'report.csv').rename_axis('feature')
@@ -89,9 +92,12 @@ def load_report(
     n,of = len(features),len(t['items'])
     if n!=of: raise BadInput(f'{path}: report.csv has {n} features, examples.safetensors {of}')
     summary = read_json(path/'report.json')
+    hashes = summary.pop('files',None)
     tables = {nm:_read(path/f'table_{nm}.csv') for nm in summary.pop('tables',[])}
     draws = {k.removeprefix('draws/'):v for k,v in t.items() if k.startswith('draws/')}
-    return FeatureReport(features, summary, t['items'], t['acts'], tables, draws, *_codes(path/'codes.safetensors', n))
+    codes = _codes(path/'codes.safetensors', n)
+    check_hashes(path, hashes)
+    return FeatureReport(features, summary, t['items'], t['acts'], tables, draws, *codes)
 
 # %% ../../nbs/metrics/80_report.ipynb #927a2ba0
 def named(

@@ -21,7 +21,7 @@ from ..saes.base import Fit, fve, make_sae
 from ..saes.select import batch_topk, topk_rows
 from ..saes.topk import follow_smallest
 from .group import find_group
-from .loop import Job, Run, TrainConfig, divided, key_of, load_finished, train, train_runs
+from .loop import Job, Run, TrainConfig, divided, given_of, keep_own, load_finished, train, train_runs
 from .rules import aux_loss
 
 # %% ../../nbs/training/30_stack.ipynb #b27a62cc
@@ -157,6 +157,7 @@ def train_many(
     cfg = with_options(TrainConfig, config, 'train')
     d_in = store.d_in if isinstance(store, ActStore) else store.shape[1]
     if not grid: raise BadInput('the grid is empty')
+    if out: keep_own(make_folder(out), 'a set of SAEs')
     saes,out = [make_sae(**{'d_in':d_in,**g}) for g in grid],make_folder(out) if out else None
     folders,shapes,alone = [out and out/f'{i:03d}' for i in range(len(saes))],{},[]
     for i,sae in enumerate(saes):
@@ -178,9 +179,11 @@ def _check_stackable(job):
 
 # %% ../../nbs/training/30_stack.ipynb #8e320c4b
 def _train_stacks(job, saes, folders): # both for each stack -> for each stack its trained SAEs
-    job.key = key_of(job, [sae.cfg for own in saes for sae in own])
+    job.given = given_of(job, sum(saes, []))
     there = [f for own in folders for f in own if f and (f/'cfg.json').is_file()]
-    ready = {f:load_finished(f, job.key) for f in there} # other settings are refused
-    if len(ready)==sum(map(len,saes)): return [[ready[f] for f in own] for own in folders]
+    ready = {f:load_finished(f, job.given) for f in there} # other settings are refused
+    if len(ready)==sum(map(len,saes)):
+        (job.out/'checkpoint.safetensors').unlink(missing_ok=True)
+        return [[ready[f] for f in own] for own in folders]
     runs = [StackRun(job.store, Stack(own), job.cfg, job.device, job.metric) for own in saes]
     return train_runs(runs, job, folders if job.out else [])
