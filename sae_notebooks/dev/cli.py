@@ -261,13 +261,13 @@ def _page(
     from sae_notebooks.core.data import open_images
     from sae_notebooks.metrics.report import load_report
     from sae_notebooks.viz.card import report_card
-    from sae_notebooks.core.files import read_json
+    from sae_notebooks.viz.browser import read_notes
     r,ims = load_report(report),open_images(images)
-    if len(ims)!=r.summary['items']:
-        held = f'{images} holds {len(ims)} images, the report is of {r.summary["items"]}'
+    if len(ims)!=r.summary.get('items'):
+        held = f'{images} holds {len(ims)} images, the report is of {r.summary.get("items","unknown")}'
         raise BadInput(f'{held}: name the folder that was measured')
     def caption(i): return ims.labels[i] or ims.items.file.iloc[i]
-    print(report_card(r, out, ims, caption, min_support=2, notes=read_json(notes) if notes else None, **options))
+    print(report_card(r, out, ims, caption, min_support=2, notes=read_notes(notes) if notes else None, **options))
 
 command(_page, _page_options)
 
