@@ -18,7 +18,9 @@ import numpy as np
 import pandas as pd
 
 from ..core.data import Images, content_key, data_folder, open_images
-from ..core.files import BadInput, NotFound, fingerprint, read_json, sha256
+from ..core.files import (
+    BadFile, BadInput, NotFound, fingerprint, parse_json, plain_file, read_json, sha256)
+from ..core.readers import checked, read_table
 from ..core.tensors import tensor_key
 
 # %% ../../nbs/acts/10_sources.ipynb #73ccd333
@@ -53,6 +55,10 @@ def _file_hash(path):
     except OSError as e: return f'unreadable: {e.strerror}' # whether that matters is seen when it is opened
 
 # %% ../../nbs/acts/10_sources.ipynb #146b7dba
+def _size(f): # -1 where there is no such file
+    try: return f.stat().st_size
+    except (OSError, ValueError): return -1
+
 def image_files(
     images:Images, # files with their labels
     name:str='',   # what to call them in records, default the folder's name
@@ -70,15 +76,11 @@ def image_list(
 )->Source:
     "The images that a list names, with all its columns. Raises `BadInput` for a list without files."
     items,root = _read_csv(table),Path(table).parent
-    if not len(items): raise BadInput(f'{table} lists no images')
+    if not len(items) or 'file' not in items: raise BadInput(f'{table} lists no images')
     return image_files(Images(root, items), Path(table).name)
 
 # %% ../../nbs/acts/10_sources.ipynb #1f1978e6
-def _read_csv(path):
-    try: return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except pd.errors.EmptyDataError: return pd.DataFrame()
-    except (ValueError, OverflowError) as e:
-        raise BadInput(f'{path} is not a readable table: {str(e).splitlines()[0]}') from e
+def _read_csv(path): return read_table(path, dtype=str, na_values=[])
 
 # %% ../../nbs/acts/10_sources.ipynb #5680dc3e
 def texts(
@@ -108,19 +110,21 @@ def text_file(
     try:
         if path.suffix=='.csv': table = _read_csv(path)
         elif path.suffix=='.jsonl': table = _jsonl(path)
-        else: table = [line for line in path.read_text(encoding='utf-8').split('\n') if line.strip()]
-    except UnicodeDecodeError as e: raise BadInput(f'{path} is not UTF-8 text: {e}') from e
+        else: table = [line for _,line in _lines(path)]
+    except UnicodeDecodeError as e: raise BadFile(path, f'is not UTF-8 text ({e.reason})', f'byte {e.start}') from e
     return texts(table, path.name)
 
 # %% ../../nbs/acts/10_sources.ipynb #2a7a82ad
+def _lines(path): # number and text of those that are not empty
+    lines = enumerate(plain_file(path).read_text(encoding='utf-8').split('\n'), 1)
+    return [(n,line) for n,line in lines if line.strip()]
+
+@dataclass
+class _Text:
+    text:str
+
 def _jsonl(path):
-    rows = []
-    for n,line in enumerate(path.read_text(encoding='utf-8').split('\n'), 1):
-        if not line.strip(): continue
-        try: rows.append(json.loads(line))
-        except ValueError as e: raise BadInput(f'{path}, line {n} is not valid JSON: {e}') from e
-        sound = isinstance(rows[-1],dict) and isinstance(rows[-1].get('text'),str)
-        if not sound: raise BadInput(f'{path}, line {n} has no "text"')
+    rows = [checked(parse_json(line, path, f'line {n}'), _Text, path, f'line {n}') for n,line in _lines(path)]
     return pd.DataFrame([{k:v for k,v in r.items() if isinstance(v,(str,int,float))} for r in rows])
 
 # %% ../../nbs/acts/10_sources.ipynb #66338a2d

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .files import BadInput, NotFound, data_uri, inside, read_json, sha256
+from .files import BadFile, BadInput, NotFound, data_uri, inside, plain_file, read_json, sha256
+from .readers import read_table
 
 # %% ../../nbs/core/10_data.ipynb #56dc6f9b
 def data_folder()->Path: # the folder that holds manifest.json
@@ -92,7 +93,7 @@ def open_image(
     "Open one image wholly; `BadInput` naming the file when it is damaged or no image at all."
     from PIL import Image,ImageOps
     try:
-        with Image.open(path) as im: return ImageOps.exif_transpose(im).convert('RGB')
+        with Image.open(plain_file(path)) as im: return ImageOps.exif_transpose(im).convert('RGB')
     except FileNotFoundError as e: raise NotFound(f'no image file {path}') from e
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise BadInput(f'{path} cannot be read as an image: {e}') from e
@@ -129,10 +130,7 @@ def _walk(root):
 
 # %% ../../nbs/core/10_data.ipynb #9c574d97
 def _read_labels(table):
-    try: items = pd.read_csv(table, dtype=str, keep_default_na=False)
-    except ValueError as e: raise BadInput(f'{table} is not a readable table: {e}') from e
-    if 'file' not in items:
-        raise BadInput(f'{table} has no column "file"; its columns are: {", ".join(items.columns)}')
+    items = read_table(table, ['file'], dtype=str, na_values=[])
     for f in items.file: inside(table.parent, f)
     return items
 
@@ -195,9 +193,7 @@ def open_words(
     "A vocabulary: one row a word."
     p = Path(src) if Path(src).is_file() else _embedded(src,'words')
     if p is None: raise NotFound(f'no word list {str(src)!r}: name a CSV file, or one of {_named("words")}')
-    words = pd.read_csv(p, keep_default_na=False)
-    if 'word' in words: return words
-    raise BadInput(f'{p} has no column "word"; its columns are: {", ".join(map(str,words.columns))}')
+    return read_table(p, ['word'], dict(word=str), na_values=[])
 
 # %% ../../nbs/core/10_data.ipynb #ca2bcd10
 def open_tree(
@@ -208,9 +204,10 @@ def open_tree(
     if p is None:
         raise NotFound(f'no taxonomy {str(src)!r}: name a CSV file (label, then columns from the root down), '
                        f'or one of {_named("tree")}')
-    tree = pd.read_csv(p, index_col=0, keep_default_na=False, dtype=str)
-    if tree.shape[1] and tree.index.is_unique: return tree
-    raise BadInput(f'{p} must hold each label once, and a column for each level below the root')
+    tree = read_table(p, dtype=str, na_values=[])
+    tree = tree.set_index(tree.columns[0])
+    if tree.shape[1] and tree.index.is_unique and tree.columns.is_unique: return tree
+    raise BadFile(p, 'must hold each label once, and a column for each level below the root')
 
 # %% ../../nbs/core/10_data.ipynb #442c9bb6
 def _wordnet_paths(ids, share=.9):

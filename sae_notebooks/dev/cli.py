@@ -278,12 +278,11 @@ def _page(
     from sae_notebooks.core.data import open_images
     from sae_notebooks.metrics.report import load_report
     from sae_notebooks.viz.card import report_card
-    from sae_notebooks.core.files import read_json
+    from sae_notebooks.viz.browser import read_notes
     r,ims = load_report(report),open_images(images)
     def caption(i): return ims.labels[i] or ims.items.file.iloc[i]
-    more = dict(notes=read_json(notes) if notes else None, allow_other=allow_other, **options)
+    more = dict(notes=read_notes(notes) if notes else None, allow_other=allow_other, **options)
     print(report_card(r, out, ims, caption, min_support=2, **more))
-
 command(_page, _page_options)
 
 # %% ../../nbs/dev/30_cli.ipynb #ad7c5113

@@ -23,26 +23,33 @@ def _value(v, form='.3f'): return 'undefined' if v is None else format(v, form)
 def _span(s, k):
     "A value of the summary `s` with its interval, where it has one."
     lo,hi = s.get(f'{k}_lo'),s.get(f'{k}_hi')
-    return _value(s.get(k))+('' if s.get(k) is None or lo is None else f' ({lo:.3f} to {hi:.3f})')
+    return _value(s.get(k))+('' if None in (s.get(k),lo,hi) else f' ({lo:.3f} to {hi:.3f})')
+
+def _whole(report):
+    "A report with all that a card shows. Raises `BadInput` naming what is missing."
+    shown = 'images items dead dense undefined l0 floor model point evaluator'.split(),('ms','q','support','density')
+    if lost := [k for ks,there in zip(shown, (report.summary,report.features)) for k in ks if k not in there]:
+        raise BadInput(f'the report has no {lost[0]!r}: a card is made of what `measure` gives')
+    return report
 
 # %% ../../nbs/viz/40_card.ipynb #ddab290e
 def _optional_lines(s):
     "What a report has with labels, with many features, with names, with near copies."
     out,u,names = {},s.get('uniqueness') or {},s.get('names')
     if s.get('purity') is not None:
-        out |= {'class purity':_span(s, 'purity'), 'purity of any two':f'{s["purity_floor"]:.3f}'}
+        out |= {'class purity':_span(s, 'purity'), 'purity of any two':_value(s.get('purity_floor'))}
     if s.get('fms_star') is not None: out['FMS@1, chance taken out'] = f'{s["fms_star"]:.3f}'
-    if 'pairs' in u:
+    if None not in (u.get('share_half'),u.get('popular_half')):
         out['pairs sharing half their images'] = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
     if names:
-        failed = f', {names["failed"]:,} failed' if names['failed'] else ''
-        auroc = {'auroc':names['auroc'], 'auroc_lo':names['lo'], 'auroc_hi':names['hi']}
-        out |= {'named':f'{names["named"]:,}{failed}', 'AUROC of names':_span(auroc, 'auroc')}
-        out['of names of others'] = _value(names['null'])
+        failed = f', {names["failed"]:,} failed' if names.get('failed') else ''
+        auroc = {'auroc':names.get('auroc'), 'auroc_lo':names.get('lo'), 'auroc_hi':names.get('hi')}
+        out |= {'named':f'{_value(names.get("named"), ",")}{failed}', 'AUROC of names':_span(auroc, 'auroc')}
+        out['of names of others'] = _value(names.get('null'))
     if s.get('near_copies'): out['pairs of near copies'] = f'{s["near_copies"]:,}'
     apart = s.get('groups')
     if apart not in (None,s.get('images')):
-        out['groups of images'] = f'{apart:,}, the largest of {s["largest_group"]:,}'
+        out['groups of images'] = f'{apart:,}, the largest of {_value(s.get("largest_group"), ",")}'
     return out
 
 # %% ../../nbs/viz/40_card.ipynb #6044b8ad
@@ -73,14 +80,15 @@ def _source_lines(s):
 def card_lines(
     report:FeatureReport, # from `measure`
 )->dict: # what it says -> text
-    "The summary of a report as lines for people."
-    s = report.summary
-    counts = {'features':f'{len(report.features):,}', 'dead':f'{s["dead"]:,}', 'on for over a tenth':f'{s["dense"]:,}'}
-    kept = {'variance explained':_span(s, 'fve'), 'features on (L0)':f'{s["l0"]:.1f}'}
-    score = {'mean MS':_span(s, 'ms'), 'of any two images':f'{s["floor"]:.3f}',
+    "The summary of a report as lines for people. Raises `BadInput` for a report that does not say all of it."
+    s = _whole(report).summary
+    dead,dense,undefined,images = (_value(s[k], ',') for k in ('dead','dense','undefined','images'))
+    counts = {'features':f'{len(report.features):,}', 'dead':dead, 'on for over a tenth':dense}
+    kept = {'variance explained':_span(s, 'fve'), 'features on (L0)':_value(s['l0'], '.1f')}
+    score = {'mean MS':_span(s, 'ms'), 'of any two images':_value(s['floor']),
              'best tenth, ranked on other images':_value(s.get('ms_top')),
-             'beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'), 'undefined':f'{s["undefined"]:,}'}
-    source = {'images':f'{s["images"]:,}', **_source_lines(s)}
+             'beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'), 'undefined':undefined}
+    source = {'images':images, **_source_lines(s)}
     return {**_marked(kept|counts|score|_optional_lines(s), s), **source}
 
 # %% ../../nbs/viz/40_card.ipynb #62bf8d1e
@@ -110,7 +118,7 @@ def _density_figure(report):
     ax = _small_axes()
     ax.bar(h.index, h, width=h.index*.5, align='edge')
     ax.set(xscale='log', xlabel='share of images on which a feature is on', ylabel='features')
-    return f'How often features are on; {report.summary["dead"]:,} are never.', png(ax)
+    return f'How often features are on; {_value(report.summary["dead"], ",")} are never.', png(ax)
 
 # %% ../../nbs/viz/40_card.ipynb #979eead4
 def _concept_figure(report):
