@@ -45,6 +45,10 @@ def pre_acts_at(
     return _PreActsAt.apply(xc, enc, b_enc, b_dec, codes)
 
 # %% ../../nbs/saes/10_base.ipynb #db84bd76
+def _who_has(option): # which architectures take it, for a message
+    who = [name for name,cls in architectures.items() if option in cls.defaults]
+    return f'. {option} is an option of {", ".join(sorted(who))}' if who else ''
+
 class Autoencoder(nn.Module):
     "The weights, and the way from activations to features and back."
     architecture,defaults = None,{}
@@ -58,7 +62,7 @@ class Autoencoder(nn.Module):
     ):
         super().__init__()
         unknown,known = ', '.join(sorted(set(options)-set(self.defaults))),', '.join(self.defaults) or 'none'
-        if unknown: raise BadInput(f'{type(self).__name__} has no option {unknown}; it has: {known}')
+        if unknown: raise BadInput(f'{type(self).__name__} has no option {unknown}; it has: {known}{_who_has(unknown)}')
         if d_in<1 or d_sae<1: raise BadInput(f'd_in and d_sae must be at least 1, not {d_in} and {d_sae}')
         self.cfg = dict(architecture=self.architecture, d_in=d_in, d_sae=d_sae, seed=seed, **self.defaults)|options
         W_dec = F.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed)), dim=1)
@@ -129,6 +133,12 @@ class SAE(Autoencoder):
     unit_norm = True         # atoms are kept at length one
     norms_fold = True        # twice the pre-activation is twice the feature
     dense_above = .1         # share of active features from which dense matrix products are faster
+    weighs = None            # (option, value): what weighs a penalty on active features, and how much where it is None
+    follows_l0 = False       # whether training moves that weight until `target_l0` features are active
+
+    def weight(self)->float: # of that penalty
+        name,usual = self.weighs
+        return usual if self.cfg[name] is None else self.cfg[name]
 
     @staticmethod
     def from_pretrained(name, **options)->'SAE':
