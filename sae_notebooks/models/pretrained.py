@@ -81,7 +81,9 @@ def _find_open_clip(path): # its weights are kept as a published model's, where 
     import open_clip
     arch,_,tag = path.partition('/')
     repo = (open_clip.get_pretrained_cfg(arch, tag) or {}).get('hf_hub','').strip('/')
-    if repo: published(repo)
+    try:
+        if repo: published(repo)
+    except NotFound as e: raise NotFound(f'{path}: {e}') from e
     return path
 
 # %% ../../nbs/models/35_pretrained.ipynb #62cfacd9

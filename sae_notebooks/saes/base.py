@@ -45,10 +45,6 @@ def pre_acts_at(
     return _PreActsAt.apply(xc, enc, b_enc, b_dec, codes)
 
 # %% ../../nbs/saes/10_base.ipynb #db84bd76
-def _who_has(option): # which architectures take it, for a message
-    who = [name for name,cls in architectures.items() if option in cls.defaults]
-    return f'. {option} is an option of {", ".join(sorted(who))}' if who else ''
-
 class Autoencoder(nn.Module):
     "The weights, and the way from activations to features and back."
     architecture,defaults = None,{}
@@ -62,7 +58,7 @@ class Autoencoder(nn.Module):
     ):
         super().__init__()
         unknown,known = ', '.join(sorted(set(options)-set(self.defaults))),', '.join(self.defaults) or 'none'
-        if unknown: raise BadInput(f'{type(self).__name__} has no option {unknown}; it has: {known}{_who_has(unknown)}')
+        if unknown: raise BadInput(f'{type(self).__name__} has no option {unknown}; it has: {known}')
         if d_in<1 or d_sae<1: raise BadInput(f'd_in and d_sae must be at least 1, not {d_in} and {d_sae}')
         self.cfg = dict(architecture=self.architecture, d_in=d_in, d_sae=d_sae, seed=seed, **self.defaults)|options
         W_dec = F.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed)), dim=1)
@@ -255,7 +251,14 @@ def make_sae(
     "A fresh SAE by the name of its architecture. Raises `BadInput` for a name that is not registered."
     there = ', '.join(sorted(architectures))
     if architecture not in architectures: raise BadInput(f'no architecture {architecture!r}; there are: {there}')
-    return architectures[architecture](**kw)
+    try: return architectures[architecture](**kw)
+    except BadInput as e: raise BadInput(f'{e}{_takers(architecture, kw)}') from e
+
+def _takers(architecture, kw): # which architectures take an option that this one does not
+    own = architectures[architecture].defaults
+    def who(k): return sorted(a for a,cls in architectures.items() if k in cls.defaults)
+    said = [f'. {k} is an option of {", ".join(who(k))}' for k in kw if k not in own and who(k)]
+    return said[0] if said else ''
 
 # %% ../../nbs/saes/10_base.ipynb #0e9f3cb9
 def _saelens_cfg(sae, arch, metadata):

@@ -118,7 +118,7 @@ class Run:
         restore_optim(self.sae, self.opt, tensors)
         for n in self.avg: self.avg[n].copy_(tensors[f'average.{n}'])
         self.idle.copy_(tensors['idle'])
-        for k in self.numbers(): setattr(self, k, numbers[k])
+        for k in self.numbers(): setattr(self, k, numbers.get(k, getattr(self,k)))
 
     def mean_l0(self, fit:Fit)->float: # over the rows of all processes
         return self.group.mean(torch.tensor(fit.l0, dtype=torch.float64, device=self.device)).item()
