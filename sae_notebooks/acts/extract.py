@@ -24,11 +24,12 @@ from ..core.compat import one_core
 from ..core.files import BadInput, make_folder, progress_bar
 from ..core.folders import keep_others
 from ..core.tensors import tensor_key
-from ..core.processes import process_group
+from ..core.processes import check_device, process_group
 from ..models.backbone import Backbone, Batch, weights_id
 from ..models.hooks import capture, module_at
 from ..models.load import load_model
 from ..models.positions import check_rule, is_mean, row_mask, take_rows
+from ..models.pretrained import find_model
 from ..models.sites import resolve
 from .sources import Source, open_source
 from .rows import Rows, cat_rows
@@ -321,9 +322,12 @@ def extract(
     **options,                # or fields of ExtractConfig: n_views, batch_size, dtype, seed, device, skip_bad …
 )->ActStore:
     "Run a model over images or texts and keep what passes its hook points. Raises `BadInput` or `NotFound`."
-    cfg,data = with_options(config or ExtractConfig, options, 'extract'),open_source(data)
-    keep_others(make_folder(out), 'a store of activations', 'an unfinished store of activations')
+    cfg = with_options(config or ExtractConfig, options, 'extract')
     check_rule(rule)
+    check_device(cfg.device)
+    if isinstance(model,(str,Path)): find_model(model)
+    data = open_source(data)
+    keep_others(make_folder(out), 'a store of activations', 'an unfinished store of activations')
     with process_group() as (rank,world,wait):
         local = cfg.device=='cuda' and world>1
         device = f'cuda:{os.environ.get("LOCAL_RANK",0)}' if local else cfg.device

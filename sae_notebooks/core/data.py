@@ -32,7 +32,8 @@ def data_folder()->Path: # the folder that holds manifest.json
 # %% ../../nbs/core/10_data.ipynb #0a45db5b
 def extra_folder()->Path|None: # None where there is none
     "More data, which may not be passed on: `$SAE_NOTEBOOKS_EXTRA`, or `shared/` beside the checkout."
-    d = Path(os.environ.get('SAE_NOTEBOOKS_EXTRA') or data_folder().parents[1]/'shared')
+    try: d = Path(os.environ.get('SAE_NOTEBOOKS_EXTRA') or data_folder().parents[1]/'shared')
+    except NotFound: return None
     return d if (d/'data').is_dir() else None
 
 # %% ../../nbs/core/10_data.ipynb #be27225c
@@ -42,7 +43,9 @@ def catalogue()->pd.DataFrame: # indexed by name
 
 def _manifest(): return read_json(data_folder()/'manifest.json')
 
-def _named(kind): return [k for k,v in _manifest().items() if v['kind']==kind]
+def _named(kind): # what is embedded of a kind; nothing where the package was installed without data
+    try: return [k for k,v in _manifest().items() if v['kind']==kind]
+    except NotFound: return []
 
 # %% ../../nbs/core/10_data.ipynb #5a87f62d
 def _embedded(name, kind): # the file or folder of an embedded item of this kind, or None

@@ -70,9 +70,9 @@ def _split_options(given, kind):
     return NameOptions(**{k:v for k,v in given.items() if k in own}),{k:v for k,v in given.items() if k in more}
 
 # %% ../../nbs/naming/50_name.ipynb #05b71c84
-def _from_words(report, e, net, words, part, o, more):
+def _from_words(report, e, words, part, o, more):
     "Names from a word list: one row a feature."
-    t = name_by_words(report.codes, e, embed_words(net, words), part=='name', seed=o.seed, **more)
+    t = name_by_words(report.codes, e, words, part=='name', seed=o.seed, **more)
     t = t[['name','names','status','why']]
     return t if o.features is None else t.loc[list(o.features)]
 
@@ -85,6 +85,10 @@ def _from_model(report, images, e, namer, part, o, more):
     return name_by_model(asks, namer, o.cache, progress=o.progress)[['name','description','status','why']]
 
 # %% ../../nbs/naming/50_name.ipynb #a9773c4d
+def _check_text_side(net):
+    if 'text' in net.takes: return
+    raise BadInput(f'{net.name} has no text side: names need an image-text model, such as small_image_text or a CLIP')
+
 def name(
     report:FeatureReport,      # from `measure`
     images,                    # the measured images: item -> PIL image, such as an `Images`
@@ -97,9 +101,11 @@ def name(
     o,more = _split_options(options, WordOptions if namer is None else Shown)
     images = measured_images(report, images, o.allow_other)
     net = model if isinstance(model,VisionModel) else load_vision(model)
+    if o.judge is None or namer is None: _check_text_side(net)
+    read = None if namer else embed_words(net, words) # first: a list that cannot be read says so before the images are
     e = embed_report(report, images, net, progress=o.progress) if o.emb is None else o.emb
     part = o.parts(len(e))
-    if namer is None: t = _from_words(report, e, net, words, part, o, more)
+    if read: t = _from_words(report, e, read, part, o, more)
     else: t = _from_model(report, images, e, namer, part, o, more)
     s = score_names(report, t, o.judge or ImageTextJudge(net,e), e, part=='test', seed=o.seed, groups=o.groups)
     figures = s[['auroc','lo','hi','null','p']].add_prefix('name_').astype(float)

@@ -131,6 +131,12 @@ class SAE(Autoencoder):
     unit_norm = True         # atoms are kept at length one
     norms_fold = True        # twice the pre-activation is twice the feature
     dense_above = .1         # share of active features from which dense matrix products are faster
+    weighs = None            # (option, value): what weighs a penalty on active features, and how much where it is None
+    follows_l0 = False       # whether training moves that weight until `target_l0` features are active
+
+    def weight(self)->float: # of that penalty
+        name,usual = self.weighs
+        return usual if self.cfg[name] is None else self.cfg[name]
 
     @staticmethod
     def from_pretrained(name, **options)->'SAE':
@@ -247,7 +253,14 @@ def make_sae(
     "A fresh SAE by the name of its architecture. Raises `BadInput` for a name that is not registered."
     there = ', '.join(sorted(architectures))
     if architecture not in architectures: raise BadInput(f'no architecture {architecture!r}; there are: {there}')
-    return architectures[architecture](**kw)
+    try: return architectures[architecture](**kw)
+    except BadInput as e: raise BadInput(f'{e}{_takers(architecture, kw)}') from e
+
+def _takers(architecture, kw): # which architectures take an option that this one does not
+    own = architectures[architecture].defaults
+    def who(k): return sorted(a for a,cls in architectures.items() if k in cls.defaults)
+    said = [f'. {k} is an option of {", ".join(who(k))}' for k in kw if k not in own and who(k)]
+    return said[0] if said else ''
 
 # %% ../../nbs/saes/10_base.ipynb #0e9f3cb9
 def _saelens_tensors(sae):

@@ -17,6 +17,7 @@ from ..core.options import with_options
 from ..acts.store import ActStore
 from ..core.codes import Codes, feature_sums, sparse_decode
 from ..core.files import BadInput, make_folder
+from ..core.processes import check_device
 from ..saes.base import Fit, fve, make_sae
 from ..saes.select import batch_topk, topk_rows
 from ..saes.topk import follow_smallest
@@ -157,6 +158,7 @@ def train_many(
     cfg = with_options(TrainConfig, config, 'train')
     d_in = store.d_in if isinstance(store, ActStore) else store.shape[1]
     if not grid: raise BadInput('the grid is empty')
+    check_device(device)
     if out: keep_own(make_folder(out), 'a set of SAEs')
     saes,out = [make_sae(**{'d_in':d_in,**g}) for g in grid],make_folder(out) if out else None
     folders,shapes,alone = [out and out/f'{i:03d}' for i in range(len(saes))],{},[]
