@@ -97,8 +97,8 @@ _Figure,_Count,_Word = float|None,Count|None,str|None
 def _optional(**kinds): return [(k,kind,None) for kind,names in kinds.values() for k in names.split()]
 
 _Unique = make_dataclass('_Unique', _optional(a=(_Figure,'share_half popular_half')))
-_Names = make_dataclass('_Names', _optional(a=(_Figure,'auroc lo hi null null_lo null_hi p better'),
-                                            b=(_Count,'tested named abstained failed')))
+_Names = make_dataclass('_Names', _optional(a=(_Figure,'auroc lo hi null null_lo null_hi p better tested unjudged'), # counts were floats
+                                            b=(_Count,'named abstained failed')))
 
 Summary = make_dataclass('Summary', _optional(
     figures=(_Figure,'''fve fve_lo fve_hi l0 floor purity_floor fms_star ms ms_lo ms_hi ms_median ms_top lift meaningful
