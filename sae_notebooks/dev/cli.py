@@ -81,7 +81,7 @@ def typer_command(
 def _extract_options():
     from sae_notebooks.acts.extract import ExtractConfig, extract
     return options_of(extract, 'rule append')|options_of(ExtractConfig,
-        'n_views batch_size dtype seed device autocast shard_items skip_bad special')
+        'n_views batch_size dtype seed device autocast shard_items skip_bad special label white background')
 
 def _extract(
     data:str,                     # a folder of images, a .csv list, a .txt or .jsonl file of texts, or an embedded name
@@ -94,6 +94,7 @@ def _extract(
     from sae_notebooks.acts.extract import extract
     store = extract(model, data, out, point.split(',') if point else None, **options)
     for _,why in store.skipped: print(f'skipped {why}')
+    for note in store.notes: print(note)
     print(f'{out}: {store}')
 
 command(_extract, _extract_options)
