@@ -233,6 +233,13 @@ def _measure(
 command(_measure, _measure_options)
 
 # %% ../../nbs/dev/30_cli.ipynb #4b9b66b7
+def _measured(report, images, label):
+    "A report and its images, read as they were."
+    from sae_notebooks.core.data import open_images
+    from sae_notebooks.metrics.report import load_report
+    r = load_report(report)
+    return r,open_images(images, label, **r.summary.get('reading') or {})
+
 def _name_options():
     from sae_notebooks.naming.name import NameOptions, name
     return options_of(name, 'words')|options_of(NameOptions, 'allow_other seed')
@@ -245,16 +252,15 @@ def _name(
     server:str='',           # address of an OpenAI-compatible server, e.g. http://localhost:8000/v1
     namer:str='',            # name of its model; without a server: a model of transformers, loaded here
     group:str='',            # a column of the images' labels.csv: images with the same value stay in one part
+    label:str='',            # the column with the labels, default label, where there is one
     features:int=0,          # only so many of the features with the highest score; 0: all
     yes:bool=False,          # do not ask before a language model is asked
     **options,
 ):
     "Name features from one part of the images, and test the names on another."
-    from sae_notebooks.core.data import open_images
-    from sae_notebooks.metrics.report import load_report
     from sae_notebooks.models.ask import LocalModel, ServerModel
     from sae_notebooks.naming.name import name
-    r,ims = load_report(report),open_images(images)
+    r,ims = _measured(report, images, label)
     if server and not namer: raise BadInput('a server has several models: say with --namer which one to ask')
     if group and group not in ims.items:
         raise BadInput(f'{images} has no column {group!r}; there are {", ".join(ims.items)}')
@@ -291,15 +297,14 @@ def _page(
     images:str,                  # the images that were measured
     out:str='run/features.html', # the file
     notes:str='',                # a JSON file of notes that the browser wrote
+    label:str='',                # the column of labels.csv for captions, default label, where there is one
     allow_other:bool=False,      # also images that were not measured
     **options,
 ):
     "The report card of an SAE: one self-contained HTML file with every feature."
-    from sae_notebooks.core.data import open_images
-    from sae_notebooks.metrics.report import load_report
     from sae_notebooks.viz.card import report_card
     from sae_notebooks.viz.browser import read_notes
-    r,ims = load_report(report),open_images(images)
+    r,ims = _measured(report, images, label)
     def caption(i): return ims.labels[i] or ims.items.file.iloc[i]
     more = dict(notes=read_notes(notes) if notes else None, allow_other=allow_other, **options)
     print(report_card(r, out, ims, caption, min_support=2, **more))

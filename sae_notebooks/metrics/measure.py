@@ -405,6 +405,7 @@ def _about(sae, store, im, share, own):
     at,was = origin(store),trained_at(sae)
     about = dict(items=len(store.items), sae=sae.cfg, **{k:at.get(k) for k in ('model','point','rule')})
     about |= dict(rows=seen_words(share), training_share=share, **known_images(store.items, im.item))
+    if store.meta.get('reading'): about['reading'] = store.meta['reading'] # how images were asked to be read
     if other_origin(was, at): about['trained_at'] = was
     return about|(dict(same_judges=own) if own else {})
 
