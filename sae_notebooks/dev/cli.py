@@ -238,7 +238,8 @@ def _measured(report, images, label):
     from sae_notebooks.core.data import open_images
     from sae_notebooks.metrics.report import load_report
     r = load_report(report)
-    return r,open_images(images, label, **r.summary.get('reading') or {})
+    reading = r.summary.get('reading') or {}
+    return r,open_images(images, label, **{k:v for k,v in reading.items() if k in ('white','background') and v})
 
 def _name_options():
     from sae_notebooks.naming.name import NameOptions, name

@@ -43,7 +43,8 @@ def trained_at(
     record = getattr(sae,'metadata',{})
     meta = record.get('store')
     if not isinstance(meta, dict): return {}
-    unsure = 'items' not in record and len(meta.get('sites') or ())>1
+    sites = meta.get('sites')
+    unsure = 'items' not in record and isinstance(sites, list) and len(sites)>1
     return {k:meta[k] for k in ('model','weights','point','rule') if meta.get(k) and not (unsure and k=='point')}
 
 # %% ../../nbs/training/16_origin.ipynb #99d12330
@@ -106,14 +107,18 @@ def items_record(
 def seen_items(
     sae,            # an SAE with `metadata`
     store:ActStore, # any
+    most:int=2_000_000, # items that a record may be of
 )->np.ndarray|None: # bool, for each line of its table, (n_items,); None where it cannot be known
     "Which items of a store an SAE was trained on. Raises `BadInput` for a record that is damaged."
-    record = getattr(sae,'metadata',{}).get('items') or {}
-    if not record.get('keys') or not hasattr(store,'items'): return None
+    record = getattr(sae,'metadata',{}).get('items')
+    if not isinstance(record, dict) or not record.get('keys') or not hasattr(store,'items'): return None
     by,names = item_names(store)
     if by!=record.get('by'): return None
-    try: seen = np.isin(_numbers(names), _unpack(record['keys'], record['n']))
-    except (ValueError, TypeError, KeyError, zlib.error) as e:
+    text,n = record['keys'],record.get('n')
+    try:
+        if not (isinstance(text, str) and type(n) is int and 0<n<=most): raise ValueError(f'{n!r} items')
+        seen = np.isin(_numbers(names), _unpack(text, n))
+    except (ValueError, zlib.error) as e:
         raise BadInput(f'the record of the items that the SAE was trained on is damaged: {e}') from e
     return None if by=='place' and not seen.any() else seen # lines of another table
 
