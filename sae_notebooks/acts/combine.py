@@ -112,7 +112,8 @@ def concat(
         write_json(out/'.combine.json', fingerprint(parts))
         for name,src in files.items(): _link(src, out/name)
         read,n_rows = read_counts(shards),sum(s['rows'] for s in shards)
-        meta = dict(first['meta'], parts=sum((s.meta['parts'] for s in stores), []), **(dict(read=read) if read else {}))
+        meta = dict(first['meta'], parts=sum((s.meta['parts'] for s in stores), []))
+        if read: meta['read'] = read
         man = dict(first, meta=meta, n_rows=n_rows, stats=stats_table(out, first['sites'], shards), **parts)
         with together(out, ['store.json'], ['.combine.json']) as new: write_json(new['store.json'], man)
     return ActStore(out)

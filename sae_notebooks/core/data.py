@@ -189,11 +189,13 @@ def _read_labels(table, label=None):
     items = read_table(table, ['file'], dtype=str, na_values=[])
     want = 'label' if label is None else label
     if want and want not in items:
-        raise BadInput(f'{table} has no column {want!r}; its columns are: {", ".join(items.columns)}; name the one that '
-                       'holds the labels by label= (--label)')
+        there = ', '.join(items.columns)
+        raise BadInput(f'{table} has no column {want!r}; its columns are: {there}; name the one that holds the labels '
+                       'by label= (--label)')
     for f in items.file: inside(table.parent, f)
     return items.assign(label=items[want]) if want else items
 
+# %% ../../nbs/core/10_data.ipynb #c6243ea1
 def _unlisted(root, items):
     "What is to be said about image files that the table leaves out."
     more = sorted({*_walk(root).file}-{Path(f).as_posix() for f in items.file})

@@ -166,6 +166,7 @@ def _train_options():
     from sae_notebooks.training.loop import TrainConfig
     return architecture_options()|options_of(TrainConfig, _train_settings)
 
+# %% ../../nbs/dev/30_cli.ipynb #ac4b3f46
 def _train(
     store:str,             # a folder written by extract
     sae:str='batchtopk',   # architecture: topk, batchtopk, matryoshka, relu, gated, jumprelu
@@ -189,6 +190,7 @@ def _train(
     tested = f', {last.held_fve:.3f} on held-out rows' if held else ' (nothing was held out)'
     print(f'{out}: {sae}, FVE {last.fve:.3f} on training rows{tested}, L0 {last.l0:.1f}, {int(last.dead)} dead')
 
+# %% ../../nbs/dev/30_cli.ipynb #3cfd1054
 def _held_out(word, rows):
     "A share, none of a single item; or the store of a folder, at the same site."
     from sae_notebooks.acts.store import ActStore
@@ -203,6 +205,7 @@ def _measure_options():
     from sae_notebooks.metrics.measure import MeasureConfig
     return options_of(MeasureConfig, 'draws m min_support fms seed on allow_other allow_same_judge')
 
+# %% ../../nbs/dev/30_cli.ipynb #89d73162
 def _measure(
     sae:str,                 # a folder written by train or another library, or a name on the Hugging Face hub
     store:str,               # activations of images, a folder written by extract
@@ -241,10 +244,12 @@ def _measured(report, images, label):
     reading = r.summary.get('reading') or {}
     return r,open_images(images, label, **{k:v for k,v in reading.items() if k in ('white','background') and v})
 
+# %% ../../nbs/dev/30_cli.ipynb #73151e7a
 def _name_options():
     from sae_notebooks.naming.name import NameOptions, name
     return options_of(name, 'words')|options_of(NameOptions, 'allow_other seed')
 
+# %% ../../nbs/dev/30_cli.ipynb #3b8c7b7f
 def _name(
     report:str,              # a folder written by measure
     images:str,              # the images that were measured

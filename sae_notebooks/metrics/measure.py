@@ -190,10 +190,11 @@ def chosen_items(
     enough = known is not None and known.any() and (~known).sum()>=6
     if on=='auto': on = 'held-out' if kept and enough else 'all'
     if on=='all': return store,None if known is None else float(known.mean())
-    if known is None: raise BadInput(f'which of these items the SAE was trained on is not recorded: on={on!r} cannot be')
+    if known is None: raise BadInput(f'which items the SAE was trained on is not recorded: on={on!r} cannot be')
     keep = seen if on=='training' else ~seen
     n = int((known if on=='training' else ~known).sum())
-    if n<6: raise BadInput(f'{n} of {len(known)} items are {on.replace("training","of the training rows")}: scores need '
+    of = on.replace('training','of the training rows')
+    if n<6: raise BadInput(f'{n} of {len(known)} items are {of}: scores need '
                            'six or more; hold more out in training, or measure with on="all" (--on all)')
     return store.where(keep[item]),float(on=='training')
 

@@ -30,7 +30,7 @@ def other_origin(
     was:dict, # from `origin`
     now:dict, # the same of other rows
 )->list:      # in what they differ, of model, point and rule
-    "Models are compared by their weights where both are recorded, and by name where not; what is not recorded is equal."
+    "Models are compared by weights where both are recorded, else by name; what is not recorded is equal."
     by = 'weights' if was.get('weights') and now.get('weights') else 'model'
     both = [k for k in (by,'point','rule') if was.get(k) and now.get(k)]
     return [{'weights':'model'}.get(k,k) for k in both if was[k]!=now[k]]
@@ -58,8 +58,8 @@ def check_origin(
     odd = other_origin(was, now)
     if not odd or allow_other: return
     one,other = (', '.join(f'{k} {of[k]}' for k in odd) for of in (was,now))
-    help_ = ''
-    if odd==['point'] and was['point'] in getattr(store,'sites',()): help_ = f'take store.site({was["point"]!r}) (--site), or '
+    own = odd==['point'] and was['point'] in getattr(store,'sites',())
+    help_ = f'take store.site({was["point"]!r}) (--site), or ' if own else ''
     raise BadInput(f'the SAE was trained on {one}, and these rows are of {other}: {help_}'
                    'ask for it by allow_other=True (--allow-other)')
 
@@ -80,11 +80,13 @@ def _numbers(names):
     "Each name as a number below 2⁴⁰: of a million other items one is mistaken in a million."
     return np.array([int.from_bytes(hashlib.sha256(str(s).encode()).digest()[:5],'big') for s in names], np.int64)
 
+# %% ../../nbs/training/16_origin.ipynb #20272ab9
 def _pack(numbers):
     "Numbers in rising order as text: the steps between them, compressed."
     steps = np.diff(np.unique(numbers), prepend=0).astype('<i8').view(np.uint8).reshape(-1,8)[:,:5]
     return base64.b64encode(zlib.compress(np.ascontiguousarray(steps.T).tobytes(), 9)).decode()
 
+# %% ../../nbs/training/16_origin.ipynb #469a35c9
 def _unpack(text, n):
     raw = np.frombuffer(zlib.decompressobj().decompress(base64.b64decode(text), 5*n), np.uint8)
     if len(raw)!=5*n: raise ValueError(f'{len(raw)} bytes for {n} items')
