@@ -22,13 +22,15 @@ from .manifest import (
 from .store import ActStore
 
 # %% ../../nbs/acts/35_write.ipynb #26a1ff8d
+_told = 'device','source','notes','read' # said of a store, and nothing that decides its rows
+
 def check_same(
     path:str|Path, # the store's folder, for the message
     was:dict,      # what it holds
     now:dict,      # what is to be written
 ):
     "Raises `BadInput` that names the settings in which two stores differ."
-    diff = [k for k in {**was,**now} if was.get(k)!=now.get(k) and k not in ('device','source')]
+    diff = [k for k in {**was,**now} if was.get(k)!=now.get(k) and k not in _told]
     if not diff: return
     if 'ids' in diff: raise BadInput(f'{path} was written by an older version, which did not keep the content of data and '
                                      'weights: it can be read as it is; name another folder to write')

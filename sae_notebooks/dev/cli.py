@@ -81,7 +81,7 @@ def typer_command(
 def _extract_options():
     from sae_notebooks.acts.extract import ExtractConfig, extract
     return options_of(extract, 'rule append')|options_of(ExtractConfig,
-        'n_views batch_size dtype seed device autocast shard_items skip_bad special')
+        'n_views batch_size dtype seed device autocast shard_items skip_bad special label white background')
 
 def _extract(
     data:str,                     # a folder of images, a .csv list, a .txt or .jsonl file of texts, or an embedded name
@@ -94,6 +94,7 @@ def _extract(
     from sae_notebooks.acts.extract import extract
     store = extract(model, data, out, point.split(',') if point else None, **options)
     for _,why in store.skipped: print(f'skipped {why}')
+    for note in store.notes: print(note)
     print(f'{out}: {store}')
 
 command(_extract, _extract_options)
@@ -165,6 +166,7 @@ def _train_options():
     from sae_notebooks.training.loop import TrainConfig
     return architecture_options()|options_of(TrainConfig, _train_settings)
 
+# %% ../../nbs/dev/30_cli.ipynb #ac4b3f46
 def _train(
     store:str,             # a folder written by extract
     sae:str='batchtopk',   # architecture: topk, batchtopk, matryoshka, relu, gated, jumprelu
@@ -188,6 +190,7 @@ def _train(
     tested = f', {last.held_fve:.3f} on held-out rows' if held else ' (nothing was held out)'
     print(f'{out}: {sae}, FVE {last.fve:.3f} on training rows{tested}, L0 {last.l0:.1f}, {int(last.dead)} dead')
 
+# %% ../../nbs/dev/30_cli.ipynb #3cfd1054
 def _held_out(word, rows):
     "A share, none of a single item; or the store of a folder, at the same site."
     from sae_notebooks.acts.store import ActStore
@@ -202,6 +205,7 @@ def _measure_options():
     from sae_notebooks.metrics.measure import MeasureConfig
     return options_of(MeasureConfig, 'draws m min_support fms seed on allow_other allow_same_judge')
 
+# %% ../../nbs/dev/30_cli.ipynb #89d73162
 def _measure(
     sae:str,                 # a folder written by train or another library, or a name on the Hugging Face hub
     store:str,               # activations of images, a folder written by extract
@@ -232,10 +236,20 @@ def _measure(
 command(_measure, _measure_options)
 
 # %% ../../nbs/dev/30_cli.ipynb #4b9b66b7
+def _measured(report, images, label):
+    "A report and its images, read as they were."
+    from sae_notebooks.core.data import open_images
+    from sae_notebooks.metrics.report import load_report
+    r = load_report(report)
+    reading = r.summary.get('reading') or {}
+    return r,open_images(images, label, **{k:v for k,v in reading.items() if k in ('white','background') and v})
+
+# %% ../../nbs/dev/30_cli.ipynb #73151e7a
 def _name_options():
     from sae_notebooks.naming.name import NameOptions, name
     return options_of(name, 'words')|options_of(NameOptions, 'allow_other seed')
 
+# %% ../../nbs/dev/30_cli.ipynb #3b8c7b7f
 def _name(
     report:str,              # a folder written by measure
     images:str,              # the images that were measured
@@ -244,16 +258,15 @@ def _name(
     server:str='',           # address of an OpenAI-compatible server, e.g. http://localhost:8000/v1
     namer:str='',            # name of its model; without a server: a model of transformers, loaded here
     group:str='',            # a column of the images' labels.csv: images with the same value stay in one part
+    label:str='',            # the column with the labels, default label, where there is one
     features:int=0,          # only so many of the features with the highest score; 0: all
     yes:bool=False,          # do not ask before a language model is asked
     **options,
 ):
     "Name features from one part of the images, and test the names on another."
-    from sae_notebooks.core.data import open_images
-    from sae_notebooks.metrics.report import load_report
     from sae_notebooks.models.ask import LocalModel, ServerModel
     from sae_notebooks.naming.name import name
-    r,ims = load_report(report),open_images(images)
+    r,ims = _measured(report, images, label)
     if server and not namer: raise BadInput('a server has several models: say with --namer which one to ask')
     if group and group not in ims.items:
         raise BadInput(f'{images} has no column {group!r}; there are {", ".join(ims.items)}')
@@ -290,15 +303,14 @@ def _page(
     images:str,                  # the images that were measured
     out:str='run/features.html', # the file
     notes:str='',                # a JSON file of notes that the browser wrote
+    label:str='',                # the column of labels.csv for captions, default label, where there is one
     allow_other:bool=False,      # also images that were not measured
     **options,
 ):
     "The report card of an SAE: one self-contained HTML file with every feature."
-    from sae_notebooks.core.data import open_images
-    from sae_notebooks.metrics.report import load_report
     from sae_notebooks.viz.card import report_card
     from sae_notebooks.viz.browser import read_notes
-    r,ims = load_report(report),open_images(images)
+    r,ims = _measured(report, images, label)
     def caption(i): return ims.labels[i] or ims.items.file.iloc[i]
     more = dict(notes=read_notes(notes) if notes else None, allow_other=allow_other, **options)
     print(report_card(r, out, ims, caption, min_support=2, **more))

@@ -9,6 +9,7 @@ __all__ = ['Summary', 'FeatureReport', 'load_report', 'named', 'known_images', '
 import hashlib
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,15 +98,18 @@ _Figure,_Count,_Word = float|None,Count|None,str|None
 def _optional(**kinds): return [(k,kind,None) for kind,names in kinds.values() for k in names.split()]
 
 _Unique = make_dataclass('_Unique', _optional(a=(_Figure,'share_half popular_half')))
-_Names = make_dataclass('_Names', _optional(a=(_Figure,'auroc lo hi null null_lo null_hi p better tested unjudged'), # counts were floats
+_Names = make_dataclass('_Names', _optional(a=(_Figure,'auroc lo hi null null_lo null_hi p better tested'),
                                             b=(_Count,'named abstained failed')))
+_Reading = make_dataclass('_Reading', _optional(a=(_Figure,'white'), b=(_Word,'background')))
 
 Summary = make_dataclass('Summary', _optional(
     figures=(_Figure,'''fve fve_lo fve_hi l0 floor purity_floor fms_star ms ms_lo ms_hi ms_median ms_top lift meaningful
-                        purity purity_lo purity_hi purity_median'''),
+                        purity purity_lo purity_hi purity_median training_share'''),
     counts=(_Count,'items images dead dense undefined near_copies groups largest_group'),
-    words=(_Word,'model evaluator images_hash'), more=(_Names|None,'names'), point=(str|list[str]|None,'point'),
-    unique=(_Unique|None,'uniqueness'))+[('tables',list[str],field(default_factory=list))])
+    words=(_Word,'model evaluator images_hash contents_hash rule rows'),
+    more=(_Names|None,'names'), point=(str|list[str]|None,'point'),
+    unique=(_Unique|None,'uniqueness'), own=(list[str]|None,'same_judges'), reading=(_Reading|None,'reading'),
+    at=(dict[str,Any]|None,'trained_at'))+[('tables',list[str],field(default_factory=list))])
 Summary.__doc__ = 'What `report.json` says of the whole.'
 
 # %% ../../nbs/metrics/80_report.ipynb #c7c2efd9
@@ -167,7 +171,8 @@ def known_images(
     most:int=256,       # of which contents are compared, at even distances
 )->dict:                # images_hash, of names; contents_hash
     "What the measured images are known by."
-    def hashed(names): return hashlib.sha256('\n'.join(map(str, names)).encode('utf-8','surrogatepass')).hexdigest()[:16]
+    def hashed(names):
+        return hashlib.sha256('\n'.join(map(str, names)).encode('utf-8','surrogatepass')).hexdigest()[:16]
     out = dict(images_hash=hashed(items['file' if 'file' in items else items.columns[0]].iloc[item]))
     few = np.asarray(item)[np.linspace(0, len(item)-1, min(len(item),most)).astype(int)]
     return out|dict(contents_hash=hashed(items['file_key'].iloc[few])) if 'file_key' in items else out

@@ -22,7 +22,8 @@ from ..saes.base import Fit, fve, make_sae
 from ..saes.select import batch_topk, topk_rows
 from ..saes.topk import follow_smallest
 from .group import find_group
-from .loop import Job, Run, TrainConfig, divided, given_of, keep_own, load_finished, train, train_runs
+from .loop import Job, Run, TrainConfig, divided, given_of, keep_own
+from .loop import load_finished, train, train_runs
 from .rules import aux_loss
 
 # %% ../../nbs/training/30_stack.ipynb #b27a62cc
