@@ -241,3 +241,106 @@ def test_two_browsers_keep_the_notes_of_both(made, tmp_path):
     a,b = (FeatureBrowser(load_report(made/'run/report'), lambda i: None, notes=tmp_path/'n.json') for _ in 'ab')
     a.note(1, 'of a'); b.note(2, 'of b'); a.note(1, 'of a, better')
     assert json.loads((tmp_path/'n.json').read_text())=={'1':'of a, better','2':'of b'}
+
+# --- a disk that is full ---------------------------------------------------------------------------------------------
+
+@pytest.fixture(params=['told before', 'while it writes'])
+def disk(tmp_path, request, monkeypatch):
+    "A disk of 4 MB, as root; whose free space is known or, as with quotas, is not"
+    d = tmp_path/'disk'; d.mkdir()
+    if subprocess.run(['mount','-t','tmpfs','-o','size=4m','none',d], capture_output=True).returncode: pytest.skip('a disk can be mounted by root only')
+    if request.param!='told before': monkeypatch.setattr('sae_notebooks.core.files.shutil.disk_usage', lambda p: shutil._ntuple_diskusage(1<<40,0,1<<40))
+    try: yield d
+    finally: subprocess.run(['umount','-l',d])
+
+def fill(disk, left):
+    "Leave so many kB"
+    (disk/'filler').unlink(missing_ok=True)
+    s = os.statvfs(disk); n = s.f_bavail*s.f_frsize-left*1024
+    with open(disk/'filler','wb') as f: os.posix_fallocate(f.fileno(), 0, n)
+
+def writers(made, far):
+    "Job -> (function of the folder it writes into, kB left, the file that does not fit)"
+    import pandas as pd
+    from sae_notebooks.acts.share import fetch
+    from sae_notebooks.metrics.report import load_report
+    from sae_notebooks.models.ask import Answer, AnswerCache
+    from sae_notebooks.saes.base import make_sae
+    from sae_notebooks.saes.interop import save_as
+    from sae_notebooks.training.loop import train
+    from sae_notebooks.training.stack import train_many
+    from sae_notebooks.viz.browser import FeatureBrowser
+    from sae_notebooks.viz.page import write_page
+    g = torch.Generator().manual_seed(0)
+    x,report,sae = torch.randn(300,64,generator=g),load_report(made/'run/report'),make_sae('topk', d_in=64, d_sae=1024, k=4, seed=0)
+    acts = store_rows(far/'acts', torch.randn(3000,64,generator=g), shard_rows=1000)
+    kw = dict(steps=20, batch_size=32, checkpoint_every=10, log_every=5, progress=False)
+    def trained(out): train(x, 'topk', out, sae_options=dict(d_sae=512,k=4), **kw)
+    def many(out): train_many(x, [dict(architecture='topk', d_sae=256, k=k) for k in (2,4)], out, **kw)
+    def rows(out): store_rows(out, torch.randn(3000,64,generator=torch.Generator().manual_seed(1)), shard_rows=1000)
+    def answers(out):
+        c = AnswerCache(out)
+        for i in range(200): c.get(str(i)) or c.put(str(i), Answer('answered', dict(text='x'*100)))
+    def note(out): FeatureBrowser(report, lambda i: None, notes=out/'notes.json').note(1, 'long '*4000)
+    def card(out): write_page(out/'p.html', pd.DataFrame(dict(ms=torch.rand(2000).tolist()*0 or [.5]*2000)), [[0]]*2000, [[1.]]*2000, lambda i: __import__('PIL.Image').Image.new('RGB',(9,9)))
+    return {'checkpoint':(trained,100,'checkpoint.safetensors'), 'log':(trained,0,'log.jsonl'), 'trained SAE':(trained,1300,'checkpoint.safetensors|sae_weights.safetensors'),
+            'train_many':(many,100,'checkpoint.safetensors'), 'rows':(rows,500,'acts-00001.safetensors'), 'fetch':(lambda out: fetch(acts.path, out, progress=False),500,'acts-00001.safetensors'),
+            'report':(report.save,8,r'report.csv|\w+.safetensors'), 'answers':(answers,8,'answers.jsonl'), 'note':(note,8,'notes.json'), 'page':(card,8,'p.html'),
+            **{l:(lambda out,l=l: save_as(sae, out, l),200,f) for l,f in dict(saelens='sae_weights.safetensors', sparsify='sae.safetensors', dictionary_learning='ae.pt').items()}}
+
+def contents(d): return {p.relative_to(d).as_posix():p.read_bytes() for p in sorted(d.rglob('*')) if p.is_file()}
+
+def test_a_full_disk_is_one_line_and_what_follows_is_whole(made, disk, tmp_path):
+    from sae_notebooks.core.files import NoSpace
+    bad = []
+    for job,(write,left,name) in writers(made, tmp_path).items():
+        out = disk/'out'; out.mkdir(); (tmp_path/job).mkdir()
+        write(tmp_path/job)
+        fill(disk, left)
+        try: write(out); bad.append(f'{job}: it did fit')
+        except NoSpace as e:
+            said = str(e)
+            sizes = re.search(rf'no space for \S*/({name}) \((needed [\d.,]+ MB, )?free [\d,.]+ MB\)', said)
+            if not sizes or '\n' in said: bad.append(f'{job}: {said}')
+            elif not sizes[2] and not name.startswith('log'): bad.append(f'{job}: what it needs is not said: {said}')
+        except Exception as e: bad.append(f'{job}: {type(e).__name__}: {e}')
+        (disk/'filler').unlink()
+        try: write(out)
+        except Exception as e: bad.append(f'{job}, when there was room: {type(e).__name__}: {e}')
+        if (got := contents(out))!=(want := contents(tmp_path/job)): bad.append(f'{job}: not the same: {[k for k in {**got,**want} if got.get(k)!=want.get(k)]}')
+        shutil.rmtree(out)
+    assert not bad, '\n'.join(bad)
+
+# --- a file that is cut short, replaced or removed while it is in use ------------------------------------------------
+
+READER = '''
+import os,sys
+import numpy as np, torch
+from pathlib import Path
+from sae_notebooks.acts.store import ActStore
+from sae_notebooks.acts.stream import Shuffled
+from sae_notebooks.core.files import BadInput, NotFound
+store,file = ActStore(sys.argv[1]),Path(sys.argv[1])/'acts-00001.safetensors'
+stream = Shuffled(store, 100, window_mb=.01, block_kb=1.)
+ways = dict(slice=lambda: store[500:900], rows=lambda: store[np.arange(999,600,-3)], some=lambda: store.where(np.arange(600,900))[:], columns=lambda: store.item,
+            batches=lambda: [stream[i] for i in range(20)], statistics=lambda: store.where(slice(None)).stats, verify=lambda: store.verify())
+for way in ways.values(): way()
+raw = file.read_bytes()
+hurt = dict(cut=lambda: os.truncate(file, 5000), zeros=lambda: file.write_bytes(bytes(len(raw))), replaced=lambda: (Path('other').write_bytes(raw[::-1]), os.replace('other', file)),
+            removed=file.unlink)
+for how,do in hurt.items():
+    do()
+    for name,way in ways.items():
+        try: way(); said = 'read without a word'
+        except (BadInput, NotFound) as e: said = str(e)
+        if str(file) not in said or said.count(chr(10)): print(how, name, said)
+    Path('whole').write_bytes(raw); os.replace('whole', file)
+    for way in ways.values(): way() # the same content again
+'''
+
+def test_a_file_that_changes_in_use_is_an_error_in_every_way_of_reading(tmp_path):
+    "A map of a file that was cut short kills the process without a word"
+    store_rows(tmp_path/'acts', torch.randn(1500,64), dtype='float16', shard_rows=500)
+    r = subprocess.run([sys.executable,'-c',READER,str(tmp_path/'acts')], cwd=tmp_path, env={**ENV,'PYTHONPATH':str(root)}, capture_output=True, text=True, timeout=120)
+    assert r.returncode==0, f'status {r.returncode}: {r.stderr[-1500:]}'
+    assert not r.stdout, r.stdout

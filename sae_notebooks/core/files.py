@@ -169,12 +169,16 @@ def append_line(
 ):
     "Append one line of JSON, durably; a torn line of an earlier run is ended first."
     line = json.dumps(obj, allow_nan=False, ensure_ascii=ascii).encode()
-    with room_for(path, len(line)+1), open(path,'ab+') as f:
+    with room_for(path, len(line)+1), open(path,'ab+',buffering=0) as f:
         size = f.tell()
         f.seek(max(size-1,0))
         torn = size>0 and f.read(1)!=b'\n'
-        f.write(b'\n'*torn+line+b'\n')
-        f.flush()
+        left = b'\n'*torn+line+b'\n'
+        try:
+            while left: left = left[f.write(left):]
+        except OSError:
+            f.truncate(size) # no half a line
+            raise
         if sync: os.fsync(f.fileno())
 
 # %% ../../nbs/core/05_files.ipynb #8de62af2

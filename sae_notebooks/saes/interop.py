@@ -7,6 +7,7 @@ __all__ = ['layouts', 'Layout', 'read_tensors', 'Settings', 'read_sae', 'from_pr
 
 # %% ../../nbs/saes/80_interop.ipynb #54dff89e
 import importlib.util
+import io
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -282,7 +283,9 @@ def _write_dictionary_learning(sae, path, overwrite):
     if 'k' in sae.cfg: trainer['k'] = sae.cfg['k']
     if arch=='matryoshka': trainer['group_sizes'] = sae.sizes
     with _foreign(sae, path, 'ae.pt', 'config.json', dict(trainer=trainer), overwrite) as file:
-        with open(file,'wb') as f: torch.save(_for_dictionary_learning(sae), f) # by name, it would keep the name
+        buf = io.BytesIO() # by name, it would keep the name, and of a full disk it says nothing one could understand
+        torch.save(_for_dictionary_learning(sae), buf)
+        file.write_bytes(buf.getbuffer())
 
 # %% ../../nbs/saes/80_interop.ipynb #3cf0878b
 def save_as(
