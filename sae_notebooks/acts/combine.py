@@ -58,11 +58,12 @@ def store_rows(
     if items is None: items = pd.DataFrame(dict(file=[f'row {i}' for i in range(n)]))
     rows = Rows(acts, item, pos)
     _check_rows(rows, len(items))
-    w = StoreWriter(path, dict(meta or {}, data=_rows_id(rows, items)), items, dtype, append)
-    starts = range(0, n, shard_rows)
-    for s,lo in enumerate(starts):
-        if s+w.base not in w.done and not w.finished: w.write(s, rows.where(slice(lo,lo+shard_rows)))
-    return w.close(len(starts))
+    with alone(path, 'store_rows'):
+        w = StoreWriter(path, dict(meta or {}, data=_rows_id(rows, items)), items, dtype, append)
+        starts = range(0, n, shard_rows)
+        for s,lo in enumerate(starts):
+            if s+w.base not in w.done and not w.finished: w.write(s, rows.where(slice(lo,lo+shard_rows)))
+        return w.close(len(starts))
 
 # %% ../../nbs/acts/38_combine.ipynb #856e96dd
 def _check_alike(stores):

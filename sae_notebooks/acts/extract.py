@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core.options import with_options
 from ..core.compat import one_core
 from ..core.files import BadInput, make_folder, progress_bar
-from ..core.folders import keep_others
+from ..core.folders import alone, keep_others
 from ..core.tensors import tensor_key
 from ..core.processes import check_device, process_group
 from ..models.backbone import Backbone, Batch, weights_id
@@ -335,7 +335,7 @@ def extract(
     if isinstance(model,(str,Path)): find_model(model)
     data = open_source(data, cfg.label, white=cfg.white, background=cfg.background)
     keep_others(make_folder(out), 'a store of activations', 'an unfinished store of activations')
-    with process_group() as (rank,world,wait):
+    with process_group() as (rank,world,wait), alone(out, 'extract', f'-{rank}' if rank else ''):
         local = cfg.device=='cuda' and world>1
         device = f'cuda:{os.environ.get("LOCAL_RANK",0)}' if local else cfg.device
         if isinstance(model,(str,Path)): model = load_model(model, device)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..core.files import BadInput, append_line, fingerprint, make_folder, sha256, write_json
+from ..core.files import BadInput, append_line, fingerprint, make_folder, room_for, sha256, write_json
 from ..core.folders import alone, clear_leftovers, keep_others, together
 from .rows import Rows, check_finite
 from .shards import save_shard
@@ -80,11 +80,12 @@ def _sound_rows(rows, dtype, nonfinite, items):
 # %% ../../nbs/acts/35_write.ipynb #64d09ed7
 @contextmanager
 def _disk(path):
-    "Errors of the disk, in words."
-    try: yield
+    "Errors of the disk, in words; of a full one `NoSpace`, as everywhere."
+    try:
+        with room_for(path): yield
     except OSError as e:
         raise BadInput(f'cannot write to {path} ({e.strerror or e}): what was written so far is kept; '
-                       'make room and run the same again') from e
+                       'run the same again when one can') from e
 
 # %% ../../nbs/acts/35_write.ipynb #4af36734
 def _check_choice(name, value, *choices):

@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
@@ -64,6 +65,12 @@ def command(
     commands[fn.__name__.strip('_')] = fn,passes
     return fn
 
+def _alone(name, out):
+    "What a command writes is its own meanwhile; the functions behind extract, train and fetch see to it themselves."
+    from sae_notebooks.core.folders import alone
+    if name in ('measure','name'): return alone(out, name)
+    return alone(Path(out).parent, name, f'-{Path(out).name}') if name=='page' else nullcontext()
+
 def typer_command(
     name:str, # of a command
     whole:bool=True, # with the options it passes on, which takes the import of what it calls
@@ -72,7 +79,8 @@ def typer_command(
     fn,passes = commands[name]
     help_,there = comments(fn),inspect.signature(fn).parameters.values()
     own = [_parameter(p.name, p.annotation, p.default, help_.get(p.name,'')) for p in there if p.kind!=p.VAR_KEYWORD]
-    def wrapped(**kw): return fn(**kw)
+    def wrapped(**kw):
+        with _alone(name, kw.get('out')): return fn(**kw)
     wrapped.__signature__ = inspect.Signature([*own, *(passes().values() if whole else ())])
     wrapped.__name__,wrapped.__doc__ = name,fn.__doc__
     return wrapped

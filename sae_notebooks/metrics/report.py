@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core.tensors import map_tensors
 from ..core.codes import Codes, check_codes
 from ..core.data import content_key, image_getter
-from ..core.files import BadFile, BadInput, NotFound, inside, read_json, write_json
+from ..core.files import BadFile, BadInput, NotFound, inside, read_json, room_for, write_json
 from ..core.folders import check_hashes, file_hashes, new_version, settle
 from ..core.readers import Count, check_columns, checked, read_table
 from .monosemanticity import bootstrap
@@ -55,8 +55,12 @@ class FeatureReport:
         names = [f'{nm}.csv' for nm in tables]+[f'{nm}.safetensors' for nm in arrays]
         old = 'table_*.csv','codes.safetensors'
         with new_version(path, 'a feature report', [*names,'report.json'], old, overwrite) as new:
-            for nm,t in tables.items(): t.to_csv(new[f'{nm}.csv'], lineterminator='\n')
-            for nm,a in arrays.items(): save_file(a, new[f'{nm}.safetensors'])
+            for nm,t in tables.items():
+                raw = t.to_csv(lineterminator='\n').encode()
+                with room_for(Path(path)/f'{nm}.csv', len(raw)): new[f'{nm}.csv'].write_bytes(raw)
+            for nm,a in arrays.items():
+                size = sum(v.nbytes for v in a.values())
+                with room_for(Path(path)/f'{nm}.safetensors', size): save_file(a, new[f'{nm}.safetensors'])
             hashes = file_hashes({nm:new[nm] for nm in names})
             write_json(new['report.json'], dict(self.summary, tables=list(self.tables), files=hashes))
         return Path(path)

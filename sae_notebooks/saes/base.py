@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.codes import Codes, dense_to_codes, feature_sums, flat_to_codes, sparse_decode
-from ..core.files import BadInput, NotFound, made_by, read_json, write_json
+from ..core.files import BadInput, NotFound, made_by, read_json, room_for, write_json
 from ..core.folders import check_hashes, file_hashes, new_version, settle
 
 # %% ../../nbs/saes/10_base.ipynb #e4c99210
@@ -292,8 +292,10 @@ def save_sae(
     run = dict(completes='an unfinished training run') if history is not None else {}
     known = {k:v for k,v in sae.metadata.items() if k not in ('key','given','files')} # of the folder it is from
     with new_version(path, 'an SAE', names+['history.csv']*len(run), old, overwrite, **run) as new:
-        save_file(_saelens_tensors(sae), new[weights])
-        if run: history.to_csv(new['history.csv'], index=False)
+        tensors = _saelens_tensors(sae)
+        with room_for(Path(path)/weights, sum(t.nbytes for t in tensors.values())): save_file(tensors, new[weights])
+        if run:
+            with room_for(Path(path)/'history.csv'): history.to_csv(new['history.csv'], index=False)
         hashes = file_hashes({nm:p for nm,p in new.items() if nm!='cfg.json'})
         write_json(new['cfg.json'], _saelens_cfg(sae, known|(metadata or {})|dict(files=hashes)))
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'Run', 'train_step', 'evaluate', 'Job', 'given_of', 'check_given', 'load_finished', 'train_runs',
-           'keep_own', 'divided', 'train']
+           'keep_own', 'own_folder', 'divided', 'train']
 
 # %% ../../nbs/training/20_loop.ipynb #f53fdb70
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ..core.options import with_options
 from ..acts.store import ActStore
 from ..acts.stream import Shuffled
 from ..core.files import BadInput, fingerprint, make_folder, progress_bar, read_json
-from ..core.folders import check_hashes, clear_leftovers, keep_others
+from ..core.folders import alone, check_hashes, keep_others
 from ..core.processes import check_device
 from ..core.tensors import named_key, tensor_key
 from ..saes.base import SAE, Fit, fold_scale, fve, geometric_median, load_sae, make_sae, save_sae
@@ -392,9 +393,16 @@ def keep_own(
     out:Path, # where a run is to go on, or begin
     kind:str, # what it makes: an SAE, or a set of SAEs
 )->str:       # what is there
-    "Raises `BadInput` when something else is there; leftovers of a killed run go."
-    clear_leftovers(out)
+    "Raises `BadInput` when something else is there."
     return keep_others(out, kind, 'an unfinished training run')
+
+def own_folder(
+    out:Path|None, # where a run writes; None: nowhere
+    what:str,      # who
+    rank:int=0,    # of this process, where several write together
+):
+    "The folder for this run alone as long as the block lasts; leftovers of a killed one go."
+    return alone(out, what, f'-{rank}' if rank else '') if out else nullcontext()
 
 # %% ../../nbs/training/20_loop.ipynb #a2817257
 def divided(
@@ -446,12 +454,13 @@ def train(
     labels,out = _read_labels(labels, sae, len(store)),make_folder(out) if out else None
     store,held_out,labels,how = divided(store, held_out, labels, groups, cfg.seed)
     job = Job(store, cfg, device, out, progress, held_out, scores, labels, metric, loggers, out and out/'log.jsonl')
-    job.given,job.split = given_of(job, [sae]),how
-    if out and keep_own(out, 'an SAE')=='an SAE': return load_finished(out, job.given)
     if shard and (cfg.average or cfg.aux or cfg.resample_every):
         raise BadInput('a sharded dictionary trains without average, aux and resample_every: set them to 0')
-    run = Run(store, sae, cfg, device, metric, find_group(shard, device))
-    (trained,), = train_runs([run], job, [[out]] if out else [])
+    group = find_group(shard, device)
+    with own_folder(out, 'train', group.rank):
+        job.given,job.split = given_of(job, [sae]),how
+        if out and keep_own(out, 'an SAE')=='an SAE': return load_finished(out, job.given)
+        (trained,), = train_runs([Run(store, sae, cfg, device, metric, group)], job, [[out]] if out else [])
     sae.cpu().load_state_dict(trained.state_dict())
     sae.history,sae.metadata = trained.history,trained.metadata
     return sae.eval()
