@@ -341,6 +341,7 @@ def load_finished(
     given:dict,  # see given_of
 )->SAE:
     "What a run left. Raises `BadInput` if that was made with other settings or data, or has changed since."
+    clear_leftovers(folder)
     made = read_json(folder/'cfg.json').get('metadata',{})
     check_given(folder, made.get('given'), given, 'already holds an SAE trained')
     sae = load_sae(folder)
