@@ -449,8 +449,11 @@ def limits():
     "A gigabyte more than what is used now, and an alarm that ends a case."
     used = int(Path('/proc/self/statm').read_text().split()[0])*resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used+MEMORY,)*2)
-    def ring(*a): raise Hang
-    signal.signal(signal.SIGALRM, ring)
+    def ring(*a):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL) # who does not listen is killed
+        signal.alarm(2)
+        raise Hang
+    return ring
 
 def outcome(use, d):
     "`opened`, `refused`, or what is wrong with how it ended."
@@ -479,12 +482,13 @@ def in_child(made, name, seed, first, last, work):
     "Cases one after the other in a process of their own: yields (number, outcome); the last one says how it died, if it did."
     rd,wr = os.pipe()
     if not (pid := os.fork()):
-        os.close(rd); limits()
+        os.close(rd); ring = limits()
         null = os.open(os.devnull, os.O_RDWR); os.dup2(null, 1); os.dup2(null, 2)
         with os.fdopen(wr, 'w', buffering=1) as out:
             for i in range(first, last):
                 files,use = case(made, name, seed, i)
                 put(work, files)
+                signal.signal(signal.SIGALRM, ring)
                 out.write(f'{i} begun\n'); out.write(f'{i} {outcome(use, work)}\n')
         os._exit(0)
     os.close(wr); i,said = first,'begun'
