@@ -355,7 +355,7 @@ def cfg_type(
     return make_dataclass(f'{architecture}_cfg', [('d_in',Width),('d_sae',Width),('seed',seed,0),*options])
 
 # %% ../../nbs/saes/10_base.ipynb #f9eb632c
-_Record = make_dataclass('_Record', [('sae_notebooks',dict),('files',dict[str,str]|None,None)])
+_Record = make_dataclass('_Record', [('sae_notebooks',dict),('files',dict[str,str]|None,None),('given',dict|None,None)])
 _Cfg = make_dataclass('_Cfg', [('metadata',_Record)])
 
 def read_cfg(
