@@ -209,7 +209,8 @@ def content_key(
     block:int=4096, # bytes that are read at its beginning, middle and end
 )->str:             # 16 hexadecimal digits, '' where there is no such file
     "A hash of a file's size and of three stretches of it: which photograph it is, whatever it is called."
-    if not Path(path).is_file(): return ''
+    try: path = plain_file(path)
+    except (BadInput, NotFound): return '' # also for a device, which has no end
     with open(path, 'rb') as f:
         size = f.seek(0, 2)
         h = hashlib.sha256(str(size).encode())

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
-from ..core.files import BadInput, NotFound
+from ..core.files import BadInput, NotFound, one_line
 from .stop import stoppable
 
 # %% ../../nbs/dev/30_cli.ipynb #e0bb33fc
@@ -404,7 +404,7 @@ def app(
     "The command line as a typer application."
     import typer
     cli = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-                      help='Learn, measure and look at sparse-autoencoder features.')
+                      help='Learn, measure and look at sparse-autoencoder features. --debug: where an error is from.')
     for name in commands: cli.command()(typer_command(name, wanted in ('',name)))
     return cli
 
@@ -412,14 +412,18 @@ def app(
 def main(
     argv:list|None=None, # arguments, default those of the process
 ):
-    "Entry point of `sae-notebooks`. Errors in what was given are one line on stderr and exit status 2."
+    "Entry point of `sae-notebooks`. Errors are one line on stderr: status 2 for what was given, 1 for what is ours."
     from sae_notebooks.dev.run import NotebookError
-    words = sys.argv[1:] if argv is None else argv
-    try: app(words[0] if words else 'none')(args=argv)
-    except (BadInput, NotFound, NotebookError) as e: _stop(f'sae-notebooks: {as_typed(str(e), words)}', 2)
+    given = sys.argv[1:] if argv is None else argv
+    words,debug = [w for w in given if w!='--debug'],'--debug' in given
+    try: app(words[0] if words else 'none')(args=words)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+    except Exception as e:
+        if debug: raise
+        if isinstance(e, (BadInput, NotFound, NotebookError)): _stop(f'sae-notebooks: {as_typed(str(e), words)}', 2)
+        _stop(f'sae-notebooks: {one_line(f"{type(e).__name__}: {e}", 300)}; run it again with --debug to see where', 1)
 
 def _stop(said, status):
     print(said, file=sys.stderr)
