@@ -84,6 +84,9 @@ class Images:
     def __repr__(self): return f'{len(self)} images, {len(set(self.labels))} labels, in {self.root.name}/'
     @property
     def labels(self)->list: return self.items['label'].tolist() if 'label' in self.items else ['']*len(self)
+    def caption(self, i:int)->str: # label, or the file's name where there is none
+        row = self.items.iloc[i]
+        return str(row.get('label') or row.file)
     def where(self, keep)->'Images':
         "The images for which `keep` (a boolean array, or positions) says so."
         by_flag = np.asarray(keep).dtype==bool

@@ -11,6 +11,7 @@ __all__ = ['fence', 'shown_code', 'plotly_html', 'front_matter', 'nb_md', 'to_ht
 import base64
 import contextlib
 import html
+import io
 import json
 import os
 import re
@@ -71,7 +72,7 @@ _network = re.compile(r'<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)\s
 _template = '''
 {%- extends 'markdown/index.md.j2' -%}
 {%- macro figure(output, kind) -%}
-![]({{ output.metadata.filenames[kind] | path2url }}){.figure alt="{{ output.metadata.alt }}"}
+![]({{ output.metadata.filenames[kind] | path2url }}){.figure{{ output.metadata.chart }} alt="{{ output.metadata.alt }}"}
 {%- endmacro -%}
 {%- block input %}{{ cell.source | shown_code }}
 
@@ -103,12 +104,22 @@ _filters = dict(shown_code=shown_code, printed=_printed, plain_block=_plain_bloc
                 plotly_block=_plotly_block)
 
 # %% ../../nbs/dev/20_docs.ipynb #a9bef81d
+def _is_chart(data): # base64 of a PNG, or None: whether most of it is paper, which a page in the dark may turn
+    if not data: return False
+    from PIL import Image
+    small = Image.open(io.BytesIO(base64.b64decode(data))).convert('RGBA').resize((64,64))
+    paper = Image.new('RGBA', small.size, 'white')
+    paper.alpha_composite(small)
+    by_grey = paper.convert('L').histogram()
+    return sum(by_grey[236:])>.5*sum(by_grey)
+
 def _prepared(nb):
     "Without hidden cells and outputs; a description for each figure. The notebook is changed."
     nb.cells = [c for c in nb.cells if not _left_out(c)]
     shown = [(directives(c.source),o) for c in nb.cells for o in c.get('outputs',[]) if 'data' in o]
     for n,(d,o) in enumerate(shown, 1):
-        o.setdefault('metadata', {}).update(id=f'plotly-{n}', alt=html.escape(_described(d)))
+        chart = ' .chart' if _is_chart(o.data.get('image/png')) else ''
+        o.setdefault('metadata', {}).update(id=f'plotly-{n}', alt=html.escape(_described(d)), chart=chart)
         if _network.search(o.data.get('text/html','')): del o.data['text/html']
         if o.output_type=='execute_result': o.setdefault('execution_count', None) # cleaning takes it away
     return nb
