@@ -150,3 +150,28 @@ def test_list_of_claims():
             lines = ''.join(c['source']).splitlines() if c['cell_type']=='markdown' else []
             bad += [f'{path.name}: {l[:60]}' for l in lines if re.match(r'\d+\. ', l) and re.search(r'\. \d+\. [A-Z]', l)]
     assert not bad, bad
+
+def test_page_of_a_run_links_to_what_it_made(tmp_path):
+    "The page of the demo leads to the features it has written; the site, where no run was, has the words without a link"
+    from nbformat import v4 as new, write
+    from sae_notebooks.dev.docs import page_html, site_config
+    from sae_notebooks.dev.site import pandoc_site
+    p = tmp_path/'project'
+    for d in ('nbs/tutorials','_runs/tutorials','_runs/first'): (p/d).mkdir(parents=True)
+    (p/'settings.ini').write_text('[DEFAULT]\nlib_name = x\n')
+    (p/'_quarto.yml').write_text('project: {type: website}\nwebsite:\n  title: Demo\n  sidebar: {contents: [tutorials/01_first.ipynb]}\n')
+    link = new.new_output('display_data', {'text/markdown':'[features.html](../../_runs/first/features.html), 2.0 MB'})
+    nb = new.new_notebook(cells=[new.new_markdown_cell('# First\n\n> One.'), new.new_code_cell('show()', outputs=[link])])
+    for d in ('nbs','_runs'): write(nb, p/d/'tutorials'/'01_first.ipynb')
+    (p/'_runs'/'first'/'features.html').write_text('<p>features</p>')
+    page = page_html(p/'_runs'/'tutorials'/'01_first.ipynb', p/'_runs'/'tutorials'/'01_first.html')
+    to = re.search(r'<a href="([^"]*)">features.html</a>', page.read_text())[1]
+    assert (page.parent/to).resolve()==p/'_runs'/'first'/'features.html'
+    pandoc_site(p, p/'nbs', site_config(p), p/'_docs')
+    text = (p/'_docs'/'tutorials'/'first.html').read_text()
+    assert 'features.html, 2.0 MB' in ' '.join(text.split()) and '_runs' not in text
+
+def test_first_tutorial_links_its_page():
+    from project import cells, nbs
+    source = next(s for _,_,s in cells(nbs/'tutorials'/'01_first_sae.ipynb') if 'write_page(' in s and 'features.html' in s)
+    assert '](' in source, 'the path of the page is printed, and leads nowhere'

@@ -72,7 +72,8 @@ _network = re.compile(r'<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)\s
 _template = '''
 {%- extends 'markdown/index.md.j2' -%}
 {%- macro figure(output, kind) -%}
-![]({{ output.metadata.filenames[kind] | path2url }}){.figure{{ output.metadata.chart }} alt="{{ output.metadata.alt }}"}
+{%- set m = output.metadata -%}
+![]({{ m.filenames[kind] | path2url }}){.figure{{ m.chart }} alt="{{ m.alt }}"}
 {%- endmacro -%}
 {%- block input %}{{ cell.source | shown_code }}
 
@@ -290,6 +291,12 @@ def _home(path):
     return path.parent
 
 # %% ../../nbs/dev/20_docs.ipynb #5d18ec65
+def _beside(href, home, root, out): # what a run has made and links to, from the page that stands at `out`; else ''
+    path,mark,frag = href.partition('#')
+    made = Path(os.path.normpath(home/path))
+    if root is None or not made.is_relative_to(Path(root)/'_runs') or not made.is_file(): return ''
+    return Path(os.path.relpath(made, Path(out).resolve().parent)).as_posix()+mark+frag
+
 def page_html(
     nb_path,    # an executed notebook
     out,        # the HTML file to write
@@ -299,7 +306,8 @@ def page_html(
     nb,home,root = read_notebook(nb_path),_home(nb_path),project_root(nb_path)
     meta = front_matter(nb)
     body,toc = to_html(nb_md(nb, _figure_uri))
-    body = each_href(_embed(body, home), lambda h: h if is_remote(h) else repo_url(h, home, root) or '#')
+    def lead(h): return h if is_remote(h) else _beside(h, home, root, out) or repo_url(h, home, root) or '#'
+    body = each_href(_embed(body, home), lead)
     head = f'<style>{asset("page.css")}</style>'+(f'<script>{plotly_js()}</script>' if needs_plotly(body) else '')
     heading = title or meta.get('title') or Path(nb_path).stem
     page = framed(heading, body, toc=toc, head=head, subtitle=meta.get('description',''))

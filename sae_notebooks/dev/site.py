@@ -162,8 +162,8 @@ def _entry(item, pages, here):
 
 # %% ../../nbs/dev/25_site.ipynb #f44332c2
 def _header(web, pages, here):
-    find = (f'<div role="search" class="find"><input type="search" id="find" data-root="{here.root}" autocomplete="off" '
-            'placeholder="Search" aria-label="Search these pages" aria-controls="found">'
+    find = (f'<div role="search" class="find"><input type="search" id="find" data-root="{here.root}" '
+            'autocomplete="off" placeholder="Search" aria-label="Search these pages" aria-controls="found">'
             '<ul id="found" aria-label="Found" aria-live="polite" hidden></ul></div>')
     links = ''.join(_entry(i, pages, here) for i in _bar(web) if 'href' in i)
     brand = f'<a class="brand" href="{here.root}index.html">{html.escape(web.get("title",""))}</a>'
@@ -196,6 +196,7 @@ def _link_fixer(page, pages, web, root):
         path,_,frag = href.partition('#')
         target = os.path.normpath(here/path).replace(os.sep,'/')
         if target in pages: return page.root+pages[target].out+(f'#{frag}' if frag else '')
+        if target.startswith('../_runs/'): return ''                         # made by a run: on no site
         beside = not target.startswith('..') and (root/'nbs'/target).is_file() and not target.endswith('.ipynb')
         return href if beside or path.endswith('.html') else repo_url(href, root/'nbs'/here, root) or href
     return fix
@@ -241,7 +242,7 @@ def _site_page(page, pages, web, root, dest):
     libs,plotly = page.root+'site_libs',needs_plotly(body)
     head = f'<link rel="stylesheet" href="{libs}/site.css"><script defer src="{libs}/search.js"></script>'
     if plotly: head += f'<script defer src="{libs}/plotly.min.js"></script>'
-    body = each_href(body, _link_fixer(page, pages, web, root))
+    body = re.sub(r'<a\b[^>]*href=""[^>]*>(.*?)</a>', r'\1', each_href(body, _link_fixer(page, pages, web, root)))
     text = framed(page.title, body, web.get('title',''), toc=toc, head=head,
         subtitle=page.subtitle, header=_header(web, pages, page), side=_sidebar(contents, pages, page),
         pager=_pager(sidebar_pages(contents), pages, page), actions=_actions(web, page))
