@@ -87,6 +87,9 @@ class Images:
         return '; '.join([f'{len(self)} images, {len(set(self.labels))} labels, in {self.root.name}/', *self.notes])
     @property
     def labels(self)->list: return self.items['label'].tolist() if 'label' in self.items else ['']*len(self)
+    def caption(self, i:int)->str: # label, or the file's name where there is none
+        row = self.items.iloc[i]
+        return str(row.get('label') or row.file)
     def where(self, keep)->'Images':
         "The images for which `keep` (a boolean array, or positions) says so."
         by_flag = np.asarray(keep).dtype==bool

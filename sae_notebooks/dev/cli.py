@@ -339,9 +339,8 @@ def _page(
     from sae_notebooks.viz.card import report_card
     from sae_notebooks.viz.browser import read_notes
     r,ims = _measured(report, images, label)
-    def caption(i): return ims.labels[i] or ims.items.file.iloc[i]
     more = dict(notes=read_notes(notes) if notes else None, allow_other=allow_other, **options)
-    print(report_card(r, out, ims, caption, min_support=2, **more))
+    print(report_card(r, out, ims, min_support=2, **more))
 command(_page, _page_options)
 
 # %% ../../nbs/dev/30_cli.ipynb #ad7c5113

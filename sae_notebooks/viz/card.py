@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.files import BadInput
 from ..metrics.reconstruction import density_histogram
 from ..metrics.report import FeatureReport, measured_images
-from .figures import png, score_vs_support
+from .figures import few_ticks, png, score_vs_support
 from .page import PageOptions, write_page
 
 # %% ../../nbs/viz/40_card.ipynb #f19b35b5
@@ -37,16 +37,17 @@ def _optional_lines(s):
     "What a report has with labels, with many features, with names, with near copies."
     out,u,names = {},s.get('uniqueness') or {},s.get('names')
     if s.get('purity') is not None:
-        out |= {'class purity':_span(s, 'purity'), 'purity of any two':_value(s.get('purity_floor'))}
+        out |= {'class purity':_span(s, 'purity'), 'class purity of any two images':_value(s.get('purity_floor'))}
     if s.get('fms_star') is not None: out['FMS@1, chance taken out'] = f'{s["fms_star"]:.3f}'
     if None not in (u.get('share_half'),u.get('popular_half')):
-        out['pairs sharing half their images'] = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
+        shared = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
+        out['pairs of features sharing half their images'] = shared
     if names:
         failed = f', {names["failed"]:,} failed' if names.get('failed') else ''
         auroc = {'auroc':names.get('auroc'), 'auroc_lo':names.get('lo'), 'auroc_hi':names.get('hi')}
-        out |= {'named':f'{_value(names.get("named"), ",")}{failed}', 'AUROC of names':_span(auroc, 'auroc')}
-        out['of names of others'] = _value(names.get('null'))
-    if s.get('near_copies'): out['pairs of near copies'] = f'{s["near_copies"]:,}'
+        out |= {'features named':f'{_value(names.get("named"), ",")}{failed}', 'AUROC of names':_span(auroc, 'auroc')}
+        out['AUROC of names of other features'] = _value(names.get('null'))
+    if s.get('near_copies'): out['pairs of images that are near copies'] = f'{s["near_copies"]:,}'
     apart = s.get('groups')
     if apart not in (None,s.get('images')):
         out['groups of images'] = f'{apart:,}, the largest of {_value(s.get("largest_group"), ",")}'
@@ -85,11 +86,13 @@ def card_lines(
     "The summary of a report as lines for people. Raises `BadInput` for a report that does not say all of it."
     s = _whole(report).summary
     dead,dense,undefined,images = (_value(s[k], ',') for k in ('dead','dense','undefined','images'))
-    counts = {'features':f'{len(report.features):,}', 'dead':dead, 'on for over a tenth':dense}
+    counts = {'features':f'{len(report.features):,}', 'never on':dead,
+              'on for over a tenth of images':dense}
     kept = {'variance explained':_span(s, 'fve'), 'features on (L0)':_value(s['l0'], '.1f')}
-    score = {'mean MS':_span(s, 'ms'), 'of any two images':_value(s['floor']),
-             'best tenth, ranked on other images':_value(s.get('ms_top')),
-             'beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'), 'undefined':undefined}
+    score = {'mean MS':_span(s, 'ms'), 'MS of any two images':_value(s['floor']),
+             'MS of the best tenth, ranked on other images':_value(s.get('ms_top')),
+             'features beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'),
+             'features without a score':undefined}
     source = {'images':images, **_source_lines(s)}
     return {**_marked(kept|counts|score|_optional_lines(s), s), **source}
 
@@ -119,7 +122,8 @@ def _density_figure(report):
     if not len(h): return None
     ax = _small_axes()
     ax.bar(h.index, h, width=h.index*.5, align='edge')
-    ax.set(xscale='log', xlabel='share of images on which a feature is on', ylabel='features')
+    ax.set(xlabel='share of images on which a feature is on', ylabel='features')
+    few_ticks(ax)
     return f'How often features are on; {_value(report.summary["dead"], ",")} are never.', png(ax)
 
 # %% ../../nbs/viz/40_card.ipynb #979eead4
@@ -158,7 +162,7 @@ def report_card(
     report:FeatureReport,   # from `measure`
     path:str|Path,          # the HTML file
     image,                  # the measured images: item -> PIL image, such as an `Images`
-    caption=None,           # item -> its text
+    caption=None,           # item -> its text; None: what `Images` know, else none
     min_support:int=5,      # features on for fewer images get no photographs
     notes:dict|None=None,   # feature -> note, such as the browser keeps
     allow_other:bool=False, # also images that were not measured
@@ -166,6 +170,7 @@ def report_card(
 )->Path:
     "One self-contained HTML page of a report. Raises `BadInput` before anything is written."
     f,sort_by = report.features,options.get('sort_by', PageOptions.sort_by)
+    caption = caption or getattr(image, 'caption', None)
     image = measured_images(report, image, allow_other)
     if sort_by not in f: raise BadInput(f'the report has no column {sort_by!r} to sort by; it has {list(f)}')
     if notes:
