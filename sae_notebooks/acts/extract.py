@@ -182,14 +182,15 @@ def _run_mask(run, got, point, act):
 
 # %% ../../nbs/acts/50_extract.ipynb #59839f5e
 def _row_origin(mask, mean, got, tokens):
-    "Item, position and token (or None) of the rows that `mask`, bool (n, positions), chooses."
+    "Item, position, token and its place in the text (or None) of the rows that `mask`, bool (n, positions), chooses."
     item,view = torch.tensor(got.item),torch.tensor(got.view)
     if mean:
         entry = mask.any(1).nonzero().flatten()
-        return item[entry],view[entry],None
+        return item[entry],view[entry],None,None
     entry,at = mask.nonzero().unbind(1)
-    token = tokens[mask] if tokens is not None and mask.shape==tokens.shape else None
-    return item[entry],view[entry]*mask.shape[1]+at,token
+    known = tokens is not None and mask.shape==tokens.shape
+    span = got.batch.offsets[mask] if known and got.batch.offsets is not None else None
+    return item[entry],view[entry]*mask.shape[1]+at,tokens[mask] if known else None,span
 
 # %% ../../nbs/acts/50_extract.ipynb #ed304f56
 def _to_host(x):
@@ -211,10 +212,10 @@ def forward_rows(
     dtype = getattr(torch,run.cfg.dtype)
     rows = {p:_to_host(take_rows(a, masks[p], run.mean).to(dtype)) for p,a in acts.items()}
     tokens = got.batch.tokens if run.model.is_text(got.batch, first) else None
-    item,pos,token = _row_origin(masks[first], run.mean, got, tokens)
+    item,pos,*text = _row_origin(masks[first], run.mean, got, tokens)
     bare = torch.tensor(got.item)[~masks[first].any(1)].tolist()
     skipped = got.skipped+[[i,f'rule {run.rule!r} finds nothing in it'] for i in bare]
-    return (Rows(rows, item, pos, token) if len(item) else None),skipped
+    return (Rows(rows, item, pos, *text) if len(item) else None),skipped
 
 # %% ../../nbs/acts/50_extract.ipynb #af77bc2d
 def items_per_shard(

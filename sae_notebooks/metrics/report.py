@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.tensors import map_tensors
 from ..core.codes import Codes
 from ..core.files import BadInput, NotFound, atomic, make_folder, read_json, write_json
+from .contexts import Contexts
 from .monosemanticity import bootstrap
 from .scores import score_features
 
@@ -36,6 +37,7 @@ class FeatureReport:
     draws:dict = field(default_factory=dict)  # name -> the summary number in each resample of the images, (draws,)
     codes:Codes|None = None                   # the features of every measured image, (n, d_sae)
     item:np.ndarray|None = None               # the item of each row of `codes`, (n,)
+    contexts:Contexts|None = None             # of texts: the tokens on which each feature is on
 
     def __repr__(self):
         s = self.summary
@@ -59,10 +61,11 @@ def _arrays(r):
     out['examples'] |= {f'draws/{k}':np.ascontiguousarray(v) for k,v in r.draws.items()}
     if r.codes is None: return out
     ptr,idx,val = r.codes.row_ptr,r.codes.idx.int(),r.codes.val.float()
+    if r.contexts is not None: out['contexts'] = r.contexts.arrays()
     return out|dict(codes=dict(row_ptr=ptr.numpy(), idx=idx.numpy(), val=val.numpy(), item=np.asarray(r.item,np.int64)))
 
 # %% ../../nbs/metrics/80_report.ipynb #bac2f290
-_texts = ['label','best_label','reason','concept','name','names','description','status','why','note']
+_texts = ['label','best_label','reason','concept','name','names','description','status','why','note','token','tokens']
 
 def _read(csv):
     return pd.read_csv(csv, index_col=0, keep_default_na=False, na_values=[''], dtype={c:str for c in _texts})
@@ -72,6 +75,9 @@ def _codes(path, d_sae):
     if not path.is_file(): return None,None
     c = {k:torch.tensor(np.array(v)) for k,(v,_) in map_tensors(path).items()}
     return Codes(c['row_ptr'], c['idx'].long(), c['val'], d_sae),c['item'].numpy()
+
+def _contexts(path):
+    if path.is_file(): return Contexts(**{k:np.array(v) for k,(v,_) in map_tensors(path).items()})
 
 # %% ../../nbs/metrics/80_report.ipynb #ecb13a3d
 def load_report(
@@ -88,7 +94,9 @@ def load_report(
     summary = read_json(path/'report.json')
     tables = {nm:_read(path/f'table_{nm}.csv') for nm in summary.pop('tables',[])}
     draws = {k.removeprefix('draws/'):v for k,v in t.items() if k.startswith('draws/')}
-    return FeatureReport(features, summary, t['items'], t['acts'], tables, draws, *_codes(path/'codes.safetensors', n))
+    codes,item = _codes(path/'codes.safetensors', n)
+    contexts = _contexts(path/'contexts.safetensors')
+    return FeatureReport(features, summary, t['items'], t['acts'], tables, draws, codes, item, contexts)
 
 # %% ../../nbs/metrics/80_report.ipynb #927a2ba0
 def named(
