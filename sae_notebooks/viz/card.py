@@ -17,6 +17,7 @@ from ..metrics.reconstruction import density_histogram
 from ..metrics.report import FeatureReport
 from .figures import png, score_vs_support
 from .page import PageOptions, write_page
+from .scores import sorting_column
 
 # %% ../../nbs/viz/40_card.ipynb #f19b35b5
 def _value(v, form='.3f'): return 'undefined' if v is None else format(v, form)
@@ -26,24 +27,38 @@ def _span(s, k):
     lo,hi = s.get(f'{k}_lo'),s.get(f'{k}_hi')
     return _value(s.get(k))+('' if s.get(k) is None or lo is None else f' ({lo:.3f} to {hi:.3f})')
 
+# %% ../../nbs/viz/40_card.ipynb #3e75be9d
+def _items(s):
+    "What the items of a summary are called."
+    return f'{s.get("kind","image")}s'
+
+def _read(s):
+    "How much was read."
+    out = {_items(s):f'{s["images"]:,}'}
+    if 'rows' in s: out['tokens' if _items(s)=='texts' else 'patches'] = f'{s["rows"]:,}'
+    return out|({'activation of a text':f'{s["pool"]} of its tokens'} if out.get('tokens') else {})
+
+def _name_lines(names):
+    "How many names there are, how many could be tested, and how well those did."
+    failed = f'; {names["failed"]:,} failed' if names['failed'] else ''
+    tested,auroc = names['tested'],{'auroc':names['auroc'], 'auroc_lo':names['lo'], 'auroc_hi':names['hi']}
+    return {'names':f'{names["named"]:,}: {tested:,} tested, {names["named"]-tested:,} untested{failed}',
+            f'AUROC of {tested:,} tested names':_span(auroc, 'auroc'), 'of names of others':_value(names['null'])}
+
 # %% ../../nbs/viz/40_card.ipynb #ddab290e
 def _optional_lines(s):
     "What a report has with labels, with many features, with names, with near copies."
-    out,u,names = {},s.get('uniqueness') or {},s.get('names')
+    out,u,items = {},s.get('uniqueness') or {},_items(s)
     if s.get('purity') is not None:
         out |= {'class purity':_span(s, 'purity'), 'purity of any two':f'{s["purity_floor"]:.3f}'}
     if s.get('fms_star') is not None: out['FMS@1, chance taken out'] = f'{s["fms_star"]:.3f}'
     if 'pairs' in u:
-        out['pairs sharing half their images'] = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
-    if names:
-        failed = f', {names["failed"]:,} failed' if names['failed'] else ''
-        auroc = {'auroc':names['auroc'], 'auroc_lo':names['lo'], 'auroc_hi':names['hi']}
-        out |= {'named':f'{names["named"]:,}{failed}', 'AUROC of names':_span(auroc, 'auroc')}
-        out['of names of others'] = _value(names['null'])
+        out[f'pairs sharing half their {items}'] = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
+    if s.get('names'): out |= _name_lines(s['names'])
     if s.get('near_copies'): out['pairs of near copies'] = f'{s["near_copies"]:,}'
     apart = s.get('groups')
     if apart not in (None,s.get('images')):
-        out['groups of images'] = f'{apart:,}, the largest of {s["largest_group"]:,}'
+        out[f'groups of {items}'] = f'{apart:,}, the largest of {s["largest_group"]:,}'
     return out
 
 # %% ../../nbs/viz/40_card.ipynb #3e011b5e
@@ -51,13 +66,13 @@ def card_lines(
     report:FeatureReport, # from `measure`
 )->dict: # what it says -> text
     "The summary of a report as lines for people."
-    s = report.summary
+    s,items = report.summary,_items(report.summary)
     counts = {'features':f'{len(report.features):,}', 'dead':f'{s["dead"]:,}', 'on for over a tenth':f'{s["dense"]:,}'}
     kept = {'variance explained':_span(s, 'fve'), 'features on (L0)':f'{s["l0"]:.1f}'}
-    score = {'mean MS':_span(s, 'ms'), 'of any two images':f'{s["floor"]:.3f}',
-             'best tenth, ranked on other images':_value(s.get('ms_top')),
+    score = {'mean MS':_span(s, 'ms'), f'of any two {items}':f'{s["floor"]:.3f}',
+             f'best tenth, ranked on other {items}':_value(s.get('ms_top')),
              'beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'), 'undefined':f'{s["undefined"]:,}'}
-    source = {'images':f'{s["images"]:,}', 'layer':f'{s["model"]} {s["point"]}', 'judge':str(s['evaluator'])}
+    source = _read(s)|{'layer':f'{s["model"]} {s["point"]}', 'judge':str(s['evaluator'])}
     return {**kept, **counts, **score, **_optional_lines(s), **source}
 
 # %% ../../nbs/viz/40_card.ipynb #62bf8d1e
@@ -70,7 +85,8 @@ def _score_figure(report):
     scores,supports = ({k:t[c].to_numpy() for k,t in groups.items()} for c in ('ms','support'))
     ax = _small_axes()
     score_vs_support(scores, supports, floor=report.summary['floor'], ax=ax)
-    return ('Score against the number of images. Rare features score high by luck more often; what is beyond luck is '
+    ax.set_xlabel(f'{_items(report.summary)} on which the feature fires')
+    return (f'Score against the number of {_items(report.summary)}. Rare features score high by luck more often; what is beyond luck is '
             'told by shuffling, at a false discovery rate of 5 %.', png(ax))
 
 # %% ../../nbs/viz/40_card.ipynb #8af5948f
@@ -86,7 +102,8 @@ def _density_figure(report):
     if not len(h): return None
     ax = _small_axes()
     ax.bar(h.index, h, width=h.index*.5, align='edge')
-    ax.set(xscale='log', xlabel='share of images on which a feature is on', ylabel='features')
+    of = 'tokens' if _items(report.summary)=='texts' and report.summary.get('rows') else _items(report.summary)
+    ax.set(xscale='log', xlabel=f'share of {of} on which a feature is on', ylabel='features')
     return f'How often features are on; {report.summary["dead"]:,} are never.', png(ax)
 
 # %% ../../nbs/viz/40_card.ipynb #979eead4
@@ -113,8 +130,9 @@ def card_figures(
 # %% ../../nbs/viz/40_card.ipynb #4bb2afca
 def _chosen(features, sort_by, n_each, min_support):
     "Features to show with photographs: of those with a score and enough images, the best, the middling and the worst."
-    enough = features[(features.support>=min_support)&features[sort_by].notna()]
-    ids = enough.sort_values(sort_by, ascending=False, kind='stable').index
+    by = sorting_column(features, sort_by)
+    enough = features[(features.support>=min_support)&features[by].notna()]
+    ids = enough.sort_values(by, ascending=False, kind='stable').index
     middle = max(0, len(ids)//2-n_each//2)
     return list(dict.fromkeys([*ids[:n_each], *ids[middle:middle+n_each], *ids[-n_each:]])) if len(ids) else []
 
@@ -122,7 +140,7 @@ def _chosen(features, sort_by, n_each, min_support):
 def report_card(
     report:FeatureReport,   # from `measure`
     path:str|Path,          # the HTML file
-    image,                  # the measured images: item -> PIL image, such as an `Images`
+    image,                  # the measured images or texts: item -> PIL image or text, such as an `Images`
     caption=None,           # item -> its text
     min_support:int=5,      # features on for fewer images get no photographs
     notes:dict|None=None,   # feature -> note, such as the browser keeps
@@ -137,5 +155,7 @@ def report_card(
         f = f.assign(note=notes.reindex(f.index).fillna(''))
     chosen = _chosen(f, sort_by, options.get('n_each', PageOptions.n_each), min_support)
     own = dict(title='Report card', summary=card_lines(report), floor=report.summary['floor'],
-               figures=card_figures(report), chosen=chosen)
+               figures=card_figures(report), chosen=chosen, kind=report.summary.get('kind','image'))
+    if report.contexts is not None:
+        own |= dict(contexts=report.contexts, words=dict(density='share of tokens that activate it, 0 to 1'))
     return write_page(path, f.round(4), report.top_items, report.top_acts, image, caption, **own|options)
