@@ -292,7 +292,8 @@ def _check_points(model, data, point, n_views=1):
         what = data.name or 'the data'
         raise BadInput(f'{model.name} reads {" or ".join(model.takes)}, and {what} holds {data.kind}')
     if n_views>1 and data.kind!='image': raise BadInput('views are crops of images: n_views must be 1 for texts')
-    points = list(point) if isinstance(point,(list,tuple)) else [point or model.point]
+    usual = model.text_point if data.kind=='text' and model.text_point else model.point
+    points = list(point) if isinstance(point,(list,tuple)) else [point or usual]
     if points in ([],[None]): raise BadInput(f'{model.name} has no usual hook point: name one of points(model.net)')
     if len(set(points))<len(points): raise BadInput(f'a hook point is named twice: {points}')
     for p in points: module_at(model.net, p)

@@ -170,18 +170,18 @@ command(_train, _train_options)
 # %% ../../nbs/dev/30_cli.ipynb #c845a9a3
 def _measure_options():
     from sae_notebooks.metrics.measure import MeasureConfig
-    return options_of(MeasureConfig, 'draws m min_support fms seed')
+    return options_of(MeasureConfig, 'draws m min_support fms pool seed')
 
 def _measure(
     sae:str,                 # a folder written by train or another library, or a name on the Hugging Face hub
-    store:str,               # activations of images, a folder written by extract
-    judge:str,               # the same images by an independent evaluation encoder, a folder written by extract
+    store:str,               # activations of images or texts, a folder written by extract
+    judge:str,               # the same items by an independent evaluation encoder, a folder written by extract
     out:str='run/report',    # folder for the report
     also:str='',             # more judges, folders with commas between
     tree:str='',             # a taxonomy: an embedded one, or CSV: label, then columns from the root down
     **options,
 ):
-    "Score every feature: MS with intervals and null, labels, FMS, overlap, top images."
+    "Score every feature: MS with intervals and null, labels, FMS, overlap, top images or texts."
     from sae_notebooks.acts.store import ActStore
     from sae_notebooks.core.data import open_tree
     from sae_notebooks.metrics.measure import measure
@@ -196,6 +196,14 @@ def _measure(
 
 command(_measure, _measure_options)
 
+# %% ../../nbs/dev/30_cli.ipynb #a23ac331
+def _check_measured(report, items, said):
+    "Raises `BadInput` for another kind of items, or another number of them, than were measured."
+    kind,s = items.kind.split('+')[0],report.summary
+    if kind!=s.get('kind',kind): raise BadInput(f'{said} holds {kind}s, the report is of {s["kind"]}s')
+    if len(items)==s['items']: return
+    raise BadInput(f'{said} holds {len(items)} {kind}s, the report is of {s["items"]}: name those that were measured')
+
 # %% ../../nbs/dev/30_cli.ipynb #4b9b66b7
 def _name_options():
     from sae_notebooks.naming.name import NameOptions, name
@@ -203,28 +211,31 @@ def _name_options():
 
 def _name(
     report:str,              # a folder written by measure
-    images:str,              # the images that were measured
+    images:str,              # the images or texts that were measured: a folder, a list, a file of texts
     out:str='run/named',     # folder for the report with names
-    model:str='small_image_text', # image-text model: it judges, and names where no language model is given
+    model:str='',            # image-text model: it judges, and names without a namer; default of images: small_image_text
     server:str='',           # address of an OpenAI-compatible server, e.g. http://localhost:8000/v1
     namer:str='',            # name of its model; without a server: a model of transformers, loaded here
-    group:str='',            # a column of the images' labels.csv: images with the same value stay in one part
-    features:int=0,          # only so many of the features with the highest score; 0: all
+    group:str='',            # a column beside the images or texts: items with the same value stay in one part
+    features:int=0,          # only so many of the features that surely score high (ms_lo); 0: all
     yes:bool=False,          # do not ask before a language model is asked
     **options,
 ):
-    "Name features from one part of the images, and test the names on another."
-    from sae_notebooks.core.data import open_images
+    "Name features from one part of the images or texts, and test the names on another."
+    from sae_notebooks.acts.sources import open_source
     from sae_notebooks.metrics.report import load_report
     from sae_notebooks.models.ask import LocalModel, ServerModel
     from sae_notebooks.naming.name import name
-    r,ims = load_report(report),open_images(images)
+    from sae_notebooks.viz.scores import sorting_column
+    r,ims = load_report(report),open_source(images)
+    _check_measured(r, ims, images)
     if server and not namer: raise BadInput('a server has several models: say with --namer which one to ask')
     if group and group not in ims.items:
         raise BadInput(f'{images} has no column {group!r}; there are {", ".join(ims.items)}')
     who = ServerModel(namer, server) if server else LocalModel(namer) if namer else None
-    best = r.features.ms.sort_values(ascending=False, kind='stable').index[:features] if features else None
-    named = name(r, ims, model, namer=who, features=best, groups=ims.items[group].to_numpy()[r.item] if group else None,
+    by = r.features[sorting_column(r.features)].sort_values(ascending=False, kind='stable')
+    best = by.index[:features] if features else None
+    named = name(r, ims, model or None, namer=who, features=best, groups=ims.items[group].to_numpy()[r.item] if group else None,
                  cache=Path(out)/'answers' if who else None, confirm=None if yes else _confirm, **options)
     named.save(out)
     print(f'{out}: {_names_said(named.summary["names"])}')
@@ -233,11 +244,12 @@ command(_name, _name_options)
 
 # %% ../../nbs/dev/30_cli.ipynb #18965807
 def _names_said(s):
-    counts = f'{s["named"]} named, {s["abstained"]} abstained, {s["failed"]} failed'
+    counts = f'{s["tested"]} tested, {s["untested"]} untested, {s["abstained"]} abstained, {s["failed"]} failed'
     if s['auroc'] is None: return f'{counts}; detection AUROC undefined'
-    if s['null'] is None: return f'{counts}; detection AUROC {s["auroc"]:.3f}'
+    area = f'{counts}; detection AUROC of {s["tested"]} tested names {s["auroc"]:.3f}'
+    if s['null'] is None: return area
     span = '' if s['lo'] is None else f' ({s["lo"]:.3f} to {s["hi"]:.3f})' # one name has no interval
-    return f'{counts}; detection AUROC {s["auroc"]:.3f}{span}, by names of others {s["null"]:.3f}'
+    return f'{area}{span}, by names of others {s["null"]:.3f}'
 
 def _confirm(cost):
     import typer
@@ -252,21 +264,20 @@ def _page_options():
 
 def _page(
     report:str,                  # a folder written by measure
-    images:str,                  # the images that were measured
+    images:str,                  # the images or texts that were measured: a folder, a list, a file of texts
     out:str='run/features.html', # the file
     notes:str='',                # a JSON file of notes that the browser wrote
     **options,
 ):
     "The report card of an SAE: one self-contained HTML file with every feature."
-    from sae_notebooks.core.data import open_images
+    from sae_notebooks.acts.sources import open_source
     from sae_notebooks.metrics.report import load_report
     from sae_notebooks.viz.card import report_card
     from sae_notebooks.core.files import read_json
-    r,ims = load_report(report),open_images(images)
-    if len(ims)!=r.summary['items']:
-        held = f'{images} holds {len(ims)} images, the report is of {r.summary["items"]}'
-        raise BadInput(f'{held}: name the folder that was measured')
-    def caption(i): return ims.labels[i] or ims.items.file.iloc[i]
+    r,ims = load_report(report),open_source(images)
+    _check_measured(r, ims, images)
+    labels = ims.items['label'] if 'label' in ims.items else None
+    def caption(i): return (labels.iloc[i] if labels is not None else '') or (ims.items.iloc[i,0] if ims.kind!='text' else '')
     print(report_card(r, out, ims, caption, min_support=2, notes=read_json(notes) if notes else None, **options))
 
 command(_page, _page_options)
