@@ -258,11 +258,11 @@ def _mean_interval(v):
 # %% ../../nbs/naming/40_score.ipynb #b836e386
 def names_summary(
     scores:pd.DataFrame, # from `score_names`
-)->dict: # tested, auroc with lo and hi, null with lo and hi, p of the difference, better (share with q ≤ .05), unjudged
+)->dict: # tested, auroc with lo and hi, null with lo and hi, p of the difference, better (share with q ≤ .05), untested
     "Mean detection AUROC of a set of names with a 95 % interval over features, and of the names of others."
     t = scores[scores.auroc.notna()].astype(dict(auroc=float,null=float))
     unknown = dict.fromkeys(('auroc','lo','hi','null','null_lo','null_hi','p','better'), np.nan)
-    out = dict(tested=len(t), **unknown, unjudged=len(scores)-len(t))
+    out = dict(tested=len(t), **unknown, untested=len(scores)-len(t))
     if t.empty: return out
     (lo,hi),(null_lo,null_hi) = _mean_interval(t.auroc),_mean_interval(t.null)
     more = (t.auroc-t.null).dropna()
