@@ -14,9 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..core.files import BadInput, fingerprint, make_folder, write_json
+from ..core.files import BadInput, atomic, fingerprint, make_folder, read_json, write_json
+from ..core.folders import alone, keep_others, together
+from ..core.tensors import named_key
 from .rows import Rows
-from .manifest import stats_table
+from .manifest import read_manifest, stats_table
 from .store import ActStore
 from .write import StoreWriter, check_same
 
@@ -30,10 +32,11 @@ def _check_rows(rows, n_items):
         raise BadInput(f'item names lines {int(item.min())} to {int(item.max())}, the table has {n_items}')
 
 # %% ../../nbs/acts/38_combine.ipynb #aee7e05a
-def _rows_id(acts, items):
-    "A fingerprint of rows in memory."
-    what = [[k,list(a.shape),a.double().sum().item(),a.double().square().sum().item()] for k,a in acts.items()]
-    return fingerprint([what, items.iloc[:,0].tolist() if items.shape[1] else []])
+def _rows_id(rows, items):
+    "A hash of rows in memory, and of the names of their items."
+    token = dict(token=rows.token) if rows.token is not None else {}
+    columns = {f'acts/{k}':a for k,a in rows.acts.items()}|dict(item=rows.item, pos=rows.pos)|token
+    return fingerprint([named_key(columns), items.iloc[:,0].tolist() if items.shape[1] else []])
 
 # %% ../../nbs/acts/38_combine.ipynb #84ae14e8
 def store_rows(
@@ -55,7 +58,7 @@ def store_rows(
     if items is None: items = pd.DataFrame(dict(file=[f'row {i}' for i in range(n)]))
     rows = Rows(acts, item, pos)
     _check_rows(rows, len(items))
-    w = StoreWriter(path, dict(meta or {}, data=_rows_id(acts, items)), items, dtype, append)
+    w = StoreWriter(path, dict(meta or {}, data=_rows_id(rows, items)), items, dtype, append)
     starts = range(0, n, shard_rows)
     for s,lo in enumerate(starts):
         if s+w.base not in w.done and not w.finished: w.write(s, rows.where(slice(lo,lo+shard_rows)))
@@ -74,9 +77,26 @@ def _check_alike(stores):
 
 # %% ../../nbs/acts/38_combine.ipynb #42002aaf
 def _link(src, dst):
+    if dst.exists() and os.path.samefile(src, dst): return # by a run that was killed
+    dst.unlink(missing_ok=True)
     try: os.link(src, dst)
-    except OSError: copyfile(src, dst)
-    return dst.name
+    except OSError:
+        with atomic(dst, src.stat().st_size) as tmp: copyfile(src, tmp)
+
+def _plan(stores):
+    "Records of the shards and tables of all stores, and which file is to become which."
+    shards,tables,files,n = [],[],{},0
+    for s in stores:
+        for sh in s.man['shards']:
+            name = sh['file'] and f'acts-{len(shards):05d}.safetensors'
+            if name: files[name] = s.path/sh['file']
+            shards.append(dict(sh, file=name, first=sh['first']+n, skipped=[[k+n,why] for k,why in sh['skipped']]))
+        for t in s.man['items']:
+            name = f'items-{len(tables):05d}.csv' if tables else 'items.csv'
+            files[name] = s.path/t['file']
+            tables.append(dict(t, file=name))
+        n += s.n_items
+    return shards,tables,files
 
 # %% ../../nbs/acts/38_combine.ipynb #7b395a17
 def concat(
@@ -85,18 +105,25 @@ def concat(
 )->ActStore:
     "One store of several, without reading their rows. Raises `BadInput` when they differ in more than their data."
     _check_alike(stores)
-    out,first = make_folder(out),stores[0].man
-    if any(out.iterdir()): raise BadInput(f'{out} is not empty: name a new folder')
-    shards,tables,n = [],[],0
-    for s in stores:
-        for sh in s.man['shards']:
-            file = sh['file'] and _link(s.path/sh['file'], out/f'acts-{len(shards):05d}.safetensors')
-            shards.append(dict(sh, file=file, first=sh['first']+n, skipped=[[k+n,why] for k,why in sh['skipped']]))
-        for t in s.man['items']:
-            file = f'items-{len(tables):05d}.csv' if tables else 'items.csv'
-            tables.append(dict(t, file=_link(s.path/t['file'], out/file)))
-        n += s.n_items
-    meta = dict(first['meta'], parts=sum((s.meta['parts'] for s in stores), []))
-    stats,n_rows = stats_table(out, first['sites'], shards),sum(s['rows'] for s in shards)
-    write_json(out/'store.json', dict(first, meta=meta, n_rows=n_rows, stats=stats, shards=shards, items=tables))
+    out,first,(shards,tables,files) = make_folder(out),stores[0].man,_plan(stores)
+    parts = dict(shards=shards, items=tables)
+    if _begun(out, parts): return ActStore(out)
+    with alone(out, 'concat'):
+        write_json(out/'.combine.json', fingerprint(parts))
+        for name,src in files.items(): _link(src, out/name)
+        meta,n_rows = dict(first['meta'], parts=sum((s.meta['parts'] for s in stores), [])),sum(s['rows'] for s in shards)
+        man = dict(first, meta=meta, n_rows=n_rows, stats=stats_table(out, first['sites'], shards), **parts)
+        with together(out, ['store.json'], ['.combine.json']) as new: write_json(new['store.json'], man)
     return ActStore(out)
+
+def _begun(out, parts):
+    "Whether these very stores are together in `out` already. Raises `BadInput` when something else is there."
+    there = keep_others(out, 'a store of activations', 'an unfinished combination of stores')
+    if there=='a store of activations':
+        man = read_manifest(out)
+        if parts=={k:man[k] for k in parts}: return True
+        raise BadInput(f'{out} already holds another store: name a new folder')
+    if there and read_json(out/'.combine.json')!=fingerprint(parts):
+        raise BadInput(f'{out} was begun with other stores: name a new folder')
+    if not there and any(p.name[0]!='.' for p in out.iterdir()): raise BadInput(f'{out} is not empty: name a new folder')
+    return False

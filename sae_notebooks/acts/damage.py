@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.files import BadInput, NotFound, sha256
-from ..core.tensors import map_tensors
+from ..core.tensors import read_tensor, tensor_places
 from .rows import bit_sums, finite_rows
 from .shards import check_shard
 from .manifest import read_manifest
@@ -30,12 +30,12 @@ def _name_rows(bad, item, first=0):
 def _read_shard(path, record, sites):
     "All tensors of a shard. Raises `BadInput` when they are not those of the manifest."
     file,n = Path(path)/record['file'],record['rows']
-    arrays = map_tensors(file)
+    arrays = tensor_places(file)
     shapes = {f'acts/{k}':(n,d) for k,d in sites.items()}|dict(item=(n,), pos=(n,))
     for k,shape in shapes.items():
-        if k not in arrays or arrays[k][0].shape!=shape:
+        if k not in arrays or arrays[k].shape!=shape:
             raise BadInput(f'{file} does not hold {k} as the manifest says')
-    tensors = {k:(torch.from_numpy(np.array(a)),view) for k,(a,view) in arrays.items()}
+    tensors = {k:(torch.from_numpy(read_tensor(p)),p.view) for k,p in arrays.items()}
     return {k:t.view(view) if view else t for k,(t,view) in tensors.items()}
 
 # %% ../../nbs/acts/28_damage.ipynb #181f288f

@@ -22,6 +22,8 @@ from torch import Tensor
 from ..core.options import with_options
 from ..core.compat import one_core
 from ..core.files import BadInput, make_folder, progress_bar
+from ..core.folders import keep_others
+from ..core.tensors import tensor_key
 from ..core.processes import process_group
 from ..models.backbone import Backbone, Batch, weights_id
 from ..models.hooks import capture, module_at
@@ -109,6 +111,13 @@ def read_ahead(
         finally:
             for _,f in todo: f.cancel()
 
+# %% ../../nbs/acts/50_extract.ipynb #4e26dd54
+def _masks_id(masks, n): # a hash of the masks of all items
+    def of(i):
+        try: return masks[i]
+        except (KeyError, IndexError, TypeError): return None # said when the item's turn comes
+    return tensor_key(*(None if (m := of(i)) is None else np.asarray(m, dtype=bool) for i in range(n)))
+
 # %% ../../nbs/acts/50_extract.ipynb #507f1e94
 @dataclass
 class Extraction:
@@ -130,7 +139,8 @@ class Extraction:
         what = dict(model=m.name, weights=weights_id(m.net), point=self.points[0], rule=self.rule)
         how = dict(n_views=c.n_views, batch_items=self.batch_items, shard_items=shard_items, seed=c.seed)
         where = dict(special=c.special, autocast=c.autocast, size=size, device=torch.device(m.device).type)
-        return what|how|where|dict(data=self.data.id, source=self.data.name, sites=self.points)
+        data = dict(data=self.data.id, source=self.data.name, sites=self.points)
+        return what|how|where|data|(dict(masks=_masks_id(c.masks, len(self.data))) if self.rule=='mask' else {})
 
 # %% ../../nbs/acts/50_extract.ipynb #519b69d9
 @dataclass
@@ -314,7 +324,7 @@ def extract(
 )->ActStore:
     "Run a model over images or texts and keep what passes its hook points. Raises `BadInput` or `NotFound`."
     cfg,data = with_options(config or ExtractConfig, options, 'extract'),open_source(data)
-    make_folder(out)
+    keep_others(make_folder(out), 'a store of activations', 'an unfinished store of activations')
     check_rule(rule)
     with process_group() as (rank,world,wait):
         local = cfg.device=='cuda' and world>1

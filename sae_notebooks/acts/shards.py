@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import BadInput, NotFound, atomic
-from ..core.tensors import Place, read_rows, tensor_places
+from ..core.files import BadInput, NotFound, atomic, sha256
+from ..core.tensors import Place, read_rows, read_tensor, tensor_places
 from .rows import Rows, bit_sums, stat_sums
 
 # %% ../../nbs/acts/20_shards.ipynb #873b4933
@@ -55,7 +55,7 @@ def shard_sums(
     site:str,      # which hook point
 )->list:           # of dictionaries: sum (d,), square (1,), lengths (2048,)
     "The sums that the shards of a store carry."
-    def get(p): return torch.from_numpy(np.fromfile(p.path, p.dtype, int(np.prod(p.shape)), offset=p.start))
+    def get(p): return torch.from_numpy(read_tensor(p).reshape(-1))
     places = [tensor_places(Path(path)/s['file']) for s in shards if s['rows']]
     try: return [{k:get(p[f'{k}/{site}']) for k in ('sum','square','lengths')} for p in places]
     except KeyError as e:
@@ -129,22 +129,36 @@ def read_cuts(
             for lo,to,m in cuts: read_rows(f, place, lo, raw[to:to+m])
 
 # %% ../../nbs/acts/20_shards.ipynb #686de23b
+def _stamp(file):
+    "What changes when a file is replaced, rewritten or cut short: its number, size and time."
+    try: s = os.stat(file)
+    except FileNotFoundError as e: raise NotFound(f'{file} is missing') from e
+    return s.st_ino,s.st_size,s.st_mtime_ns
+
 @lru_cache(4096)
-def _places(path, sha): return tensor_places(path)
+def _places(file, stamp): return tensor_places(file)
 
 @lru_cache(512)
-def _map(path, start, dtype, shape): return np.memmap(path, dtype, 'r', start, shape)
-def _mapped(p): return _map(str(p.path), p.start, p.dtype, p.shape)
+def _map(file, stamp, start, dtype, shape): return np.memmap(file, dtype, 'r', start, shape)
 
 # %% ../../nbs/acts/20_shards.ipynb #b28831eb
-def _shard_places(path, record, site, d_in):
+def _shard_places(file, stamp, record, site, d_in):
     "Where the tensors of a shard lie. Raises `BadInput` when they are not those of the manifest."
-    file,n = Path(path)/record['file'],record['rows']
-    places = _places(str(file), record['sha256'])
+    places,n = _places(file, stamp),record['rows']
     for k,shape in {f'acts/{site}':(n,d_in), 'item':(n,), 'pos':(n,)}.items():
         if k not in places or places[k].shape!=shape:
             raise BadInput(f'{file} does not hold what the manifest says: {k} is missing or of another shape')
     return places
+
+# %% ../../nbs/acts/20_shards.ipynb #e1854b56
+def _still(file, stamp, record):
+    "The stamp of a shard that was opened as `stamp`. Raises `BadInput` when it was cut short or holds something else by now."
+    now = _stamp(file)
+    if now==stamp: return now
+    if now[1]!=record['bytes']:
+        raise BadInput(f'{file} has {now[1]} bytes, {record["bytes"]} were written: it was cut short while in use')
+    if sha256(file)!=record['sha256']: raise BadInput(f'{file} was replaced or changed while in use: its hash differs')
+    return now
 
 # %% ../../nbs/acts/20_shards.ipynb #58b2e9d1
 class Shards:
@@ -159,8 +173,16 @@ class Shards:
         self.starts = np.cumsum([0]+[s['rows'] for s in self.shards])
         row_bytes = self.d_in*getattr(torch,man['dtype']).itemsize
         for s,first in zip(self.shards, self.starts.tolist()): check_shard(path, s, first, row_bytes)
+        self.names = [str(Path(path)/s['file']) for s in self.shards]
+        self.stamps = [_stamp(f) for f in self.names]
 
-    def places(self, s:int)->dict: return _shard_places(self.path, self.shards[s], self.site, self.d_in) # name -> Place
+    def places(self, s:int)->dict: # name -> Place
+        "Where the tensors of a shard lie, which must be what it was when it was opened."
+        self.stamps[s] = _still(self.names[s], self.stamps[s], self.shards[s])
+        return _shard_places(self.names[s], self.stamps[s], self.shards[s], self.site, self.d_in)
+    def mapped(self, s:int, name:str)->np.memmap: # a tensor of a shard
+        p = self.places(s)[name]
+        return _map(self.names[s], self.stamps[s], p.start, p.dtype, p.shape)
     def jobs(self, spans:list)->list: # what `read_cuts` is to do for stretches of rows
         return [(self.places(s)[f'acts/{self.site}'],cuts) for s,cuts in cut_spans(spans, self.starts)]
 
@@ -176,12 +198,13 @@ def gather_rows(
     rows:np.ndarray, # positions in the store, in any order, (n,)
     out:Tensor,      # where they go, (n, d_in)
 )->Tensor:
-    "Copy single rows through a memory map."
-    shard = np.searchsorted(files.starts, rows, 'right')-1
+    "Copy single rows through a memory map. Raises `BadInput` for a file that was cut short or replaced since."
+    shard,name = np.searchsorted(files.starts, rows, 'right')-1,f'acts/{files.site}'
     for s in np.unique(shard):
-        place,at = files.places(s)[f'acts/{files.site}'],np.flatnonzero(shard==s)
-        t = torch.from_numpy(_mapped(place)[rows[at]-files.starts[s]])
-        out[at] = (t.view(place.view) if place.view else t).to(out.dtype)
+        at = np.flatnonzero(shard==s)
+        t = torch.from_numpy(files.mapped(s, name)[rows[at]-files.starts[s]])
+        view = files.places(s)[name].view # looked at again: what was cut off meanwhile reads as zeros
+        out[at] = (t.view(view) if view else t).to(out.dtype)
     return out
 
 # %% ../../nbs/acts/20_shards.ipynb #d46db98e
@@ -193,5 +216,5 @@ def column(
     "One number for each row."
     places = [files.places(s) for s in range(len(files.shards))]
     if not places or not all(name in p for p in places): return None
-    cols = [np.array(_mapped(p[name])) for p in places]
+    cols = [read_tensor(p[name]) for p in places]
     return np.concatenate([c+e['first'] if shift else c for c,e in zip(cols,files.shards)])

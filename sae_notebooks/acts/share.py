@@ -12,6 +12,7 @@ from .damage import find_damage
 from .manifest import read_manifest
 from .store import ActStore
 from ..core.files import BadInput, NotFound, atomic, make_folder, progress_bar, sha256
+from ..core.folders import keep_others
 
 # %% ../../nbs/acts/60_share.ipynb #a2551cc9
 def _open_url(url, **options):
@@ -71,6 +72,7 @@ def fetch(
     "Copy a store to this machine and open it. Raises `NotFound`, or `BadInput` naming a file that arrived damaged."
     fs,root = _open_url(url, **options)
     out = make_folder(out)
+    keep_others(out, 'a store of activations')
     if not fs.exists(f'{root}/store.json'): raise NotFound(f'no activation store at {url} (no store.json there)')
     new = make_folder(out/'.incoming')
     (new/'store.json').write_bytes(fs.cat_file(f'{root}/store.json'))

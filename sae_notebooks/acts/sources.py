@@ -8,6 +8,8 @@ __all__ = ['Source', 'image_files', 'image_list', 'texts', 'text_file', 'kind_of
 # %% ../../nbs/acts/10_sources.ipynb #d72fd402
 import hashlib
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -15,8 +17,11 @@ from typing import Callable
 import numpy as np
 import pandas as pd
 
-from ..core.data import Images, data_folder, open_images
-from ..core.files import BadInput, NotFound, fingerprint, read_json
+from ..core.data import Images, content_key, data_folder, open_images
+from ..core.files import (
+    BadFile, BadInput, NotFound, fingerprint, parse_json, plain_file, read_json, sha256)
+from ..core.readers import checked, read_table
+from ..core.tensors import tensor_key
 
 # %% ../../nbs/acts/10_sources.ipynb #73ccd333
 @dataclass
@@ -41,15 +46,28 @@ class Source:
         items = self.items.iloc[at].reset_index(drop=True)
         return Source(lambda i: self.get(int(at[i])), items, self.kind, fingerprint([self.id, at.tolist()]), self.name)
 
+# %% ../../nbs/acts/10_sources.ipynb #4e6d3098
+def _side_by_side(fn, jobs): # what fn makes of each, in order
+    with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1))) as pool: return list(pool.map(fn, jobs))
+
+def _file_hash(path):
+    try: return sha256(path)
+    except OSError as e: return f'unreadable: {e.strerror}' # whether that matters is seen when it is opened
+
 # %% ../../nbs/acts/10_sources.ipynb #146b7dba
+def _size(f): # -1 where there is no such file
+    try: return f.stat().st_size
+    except (OSError, ValueError): return -1
+
 def image_files(
     images:Images, # files with their labels
     name:str='',   # what to call them in records, default the folder's name
 )->Source:
     "Image files as a source."
-    sizes = [f.stat().st_size if f.is_file() else -1 for f in (images.root/n for n in images.items.file)]
-    table = images.items[['file',*[c for c in images.items if c!='file']]].reset_index(drop=True)
-    id = fingerprint([[*images.items.file],sizes])
+    table = images.items[['file',*[c for c in images.items if c not in ('file','file_key')]]].reset_index(drop=True)
+    table['file_key'] = [content_key(images.root/f) for f in table.file]
+    names = table.file.tolist()
+    id = fingerprint([names,_side_by_side(lambda n: _file_hash(images.root/n), names)])
     return Source(images.__getitem__, table, 'image', id, name or images.root.resolve().name)
 
 # %% ../../nbs/acts/10_sources.ipynb #f8d1e2b8
@@ -58,15 +76,11 @@ def image_list(
 )->Source:
     "The images that a list names, with all its columns. Raises `BadInput` for a list without files."
     items,root = _read_csv(table),Path(table).parent
-    if not len(items): raise BadInput(f'{table} lists no images')
+    if not len(items) or 'file' not in items: raise BadInput(f'{table} lists no images')
     return image_files(Images(root, items), Path(table).name)
 
 # %% ../../nbs/acts/10_sources.ipynb #1f1978e6
-def _read_csv(path):
-    try: return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except pd.errors.EmptyDataError: return pd.DataFrame()
-    except (ValueError, OverflowError) as e:
-        raise BadInput(f'{path} is not a readable table: {str(e).splitlines()[0]}') from e
+def _read_csv(path): return read_table(path, dtype=str, na_values=[])
 
 # %% ../../nbs/acts/10_sources.ipynb #5680dc3e
 def texts(
@@ -96,19 +110,21 @@ def text_file(
     try:
         if path.suffix=='.csv': table = _read_csv(path)
         elif path.suffix=='.jsonl': table = _jsonl(path)
-        else: table = [line for line in path.read_text(encoding='utf-8').split('\n') if line.strip()]
-    except UnicodeDecodeError as e: raise BadInput(f'{path} is not UTF-8 text: {e}') from e
+        else: table = [line for _,line in _lines(path)]
+    except UnicodeDecodeError as e: raise BadFile(path, f'is not UTF-8 text ({e.reason})', f'byte {e.start}') from e
     return texts(table, path.name)
 
 # %% ../../nbs/acts/10_sources.ipynb #2a7a82ad
+def _lines(path): # number and text of those that are not empty
+    lines = enumerate(plain_file(path).read_text(encoding='utf-8').split('\n'), 1)
+    return [(n,line) for n,line in lines if line.strip()]
+
+@dataclass
+class _Text:
+    text:str
+
 def _jsonl(path):
-    rows = []
-    for n,line in enumerate(path.read_text(encoding='utf-8').split('\n'), 1):
-        if not line.strip(): continue
-        try: rows.append(json.loads(line))
-        except ValueError as e: raise BadInput(f'{path}, line {n} is not valid JSON: {e}') from e
-        sound = isinstance(rows[-1],dict) and isinstance(rows[-1].get('text'),str)
-        if not sound: raise BadInput(f'{path}, line {n} has no "text"')
+    rows = [checked(parse_json(line, path, f'line {n}'), _Text, path, f'line {n}') for n,line in _lines(path)]
     return pd.DataFrame([{k:v for k,v in r.items() if isinstance(v,(str,int,float))} for r in rows])
 
 # %% ../../nbs/acts/10_sources.ipynb #66338a2d
@@ -146,20 +162,24 @@ def _labels(data):
     return pd.DataFrame(dict(label=[str(names[v]) if names and isinstance(v,int) else str(v) for v in plain]))
 
 # %% ../../nbs/acts/10_sources.ipynb #9cee5a0b
-def _data_id(data, items, get):
+def _item_hash(x):
+    if isinstance(x,tuple): return [_item_hash(v) for v in x]
+    if hasattr(x,'convert'): return hashlib.sha256(repr((x.mode,x.size)).encode()+x.tobytes()).hexdigest()
+    return tensor_key(x)
+
+def _data_id(data, fetch):
+    "A hash of all items of a dataset, or the one that it has of itself."
     if getattr(data,'_fingerprint',None): return str(data._fingerprint)[:16]
-    def raw(i):
-        try: x = get(data[i])
+    def one(i):
+        try: return _item_hash(fetch(i))
         except (OSError, SyntaxError, ValueError) as e: return str(e)
-        x = x[0] if isinstance(x,tuple) else x
-        return x if isinstance(x,str) else hashlib.sha256(np.asarray(x).tobytes()).hexdigest()
-    some = range(len(data)) if isinstance(data,list) else np.unique(np.linspace(0,len(data)-1,10).astype(int)).tolist()
-    return fingerprint([len(data), items.astype(str).values.tolist(), [raw(i) for i in some]])
+    return fingerprint(_side_by_side(one, range(len(data))))
 
 # %% ../../nbs/acts/10_sources.ipynb #3faeb817
 def dataset(
     data,        # a list, or anything with a length and items by number
     name:str='', # what to call it in records
+    id:str='',   # changes when the data does; by default every item is read once to find out
 )->Source:
     "A list or a map-style dataset as a source."
     if not hasattr(data,'__len__') or not hasattr(data,'__getitem__'):
@@ -173,7 +193,7 @@ def dataset(
     def fetch(i):
         x = get(data[i])
         return (_rgb(x[0]),x[1]) if kind=='image+text' else _rgb(x)
-    return Source(fetch, items, kind, _data_id(data, items, get), name or type(data).__name__)
+    return Source(fetch, items, kind, id or _data_id(data, fetch), name or type(data).__name__)
 
 # %% ../../nbs/acts/10_sources.ipynb #9fc9f9ed
 def open_source(

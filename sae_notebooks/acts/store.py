@@ -115,7 +115,7 @@ class ActStore(StoredRows):
         partial:bool=False,     # open an unfinished store as far as it goes
     ):
         self.path,self.man = Path(path),open_manifest(path, partial)
-        self.meta,self.sites = self.man['meta'],list(self.man['sites'])
+        self.sites = list(self.man['sites'])
         self._at(site or self.sites[0])
 
     def _at(self, site):
@@ -123,6 +123,8 @@ class ActStore(StoredRows):
             raise BadInput(f'{self.path} holds no site {site!r}; it holds: {", ".join(self.sites)}')
         self.files = Shards(self.path, self.man, site)
         self.d_in,self.shards,self.dtype = self.files.d_in,self.files.shards,getattr(torch,self.man['dtype'])
+        known = self.man['meta'].get('point') if len(self.sites)==1 else None
+        self.meta = self.man['meta']|dict(point=known or site) # whatever is made of these rows is of this point
         self.__dict__.pop('stats', None)
     def site(self, name:str)->'ActStore': # the same rows at another hook point
         other = copy(self)

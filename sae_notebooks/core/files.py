@@ -122,9 +122,10 @@ def write_json(
     path:str|Path, # where
     obj,           # dicts, lists, strings, numbers
 ):
-    "Write `obj` as readable JSON, atomically."
-    text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)+'\n'
-    with atomic(path) as tmp: tmp.write_text(text, encoding='utf-8')
+    "Write `obj` as readable JSON, atomically. Raises `BadInput` for what JSON does not have, such as NaN."
+    try: text = (json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)+'\n').encode()
+    except (ValueError, RecursionError) as e: raise BadInput(f'{path} is not written: {e}') from e
+    with atomic(path) as tmp: tmp.write_bytes(text)
 
 # %% ../../nbs/core/05_files.ipynb #e7b884a8
 def plain_file(
@@ -202,6 +203,8 @@ def inside(
 )->Path:           # the path of name in root
     "`root/name`, refused with `BadInput` when it would lie outside `root`."
     p = Path(root)/name
+    too_long = any(len(os.fsencode(part))>255 for part in p.parts) or '\0' in str(name)
+    if too_long: raise BadInput(f'{str(name)[:100]!r} is no name of a file')
     try: within = p.resolve().is_relative_to(Path(root).resolve())
     except (ValueError, OSError) as e: raise BadInput(f'{name!r} is no name of a file: {e}') from e
     if not within: raise BadInput(f'{name!r} points outside {root}: refused')

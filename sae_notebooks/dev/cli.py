@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from ..core.files import BadInput, NotFound
+from .stop import stoppable
 
 # %% ../../nbs/dev/30_cli.ipynb #e0bb33fc
 def comments(
@@ -150,27 +151,37 @@ def _train(
     sae:str='batchtopk',   # architecture: topk, batchtopk, matryoshka, relu, gated, jumprelu
     out:str='run/sae',     # folder for the SAE
     d_sae:int=1024,        # number of features
-    held_out:str='',       # a store to evaluate on while training
+    site:str='',           # which hook point of a store of several; default the first
+    held_out:str='.2',     # share of the items that is kept back, and measured later; or a store to try it on; 0: none
+    group:str='',          # a column of the store's items: those with the same value are held out together
     device:str='cpu',      # cpu or cuda
     **options,
 ):
-    "Train an SAE on a store."
+    "Train an SAE on a store, of which a share of the items is held out."
     from sae_notebooks.acts.store import ActStore
     from sae_notebooks.training.loop import train
     own = {k:options.pop(k) for k in architecture_options() if k in options}
     sae_options = dict(d_sae=d_sae, seed=options['seed'], **{k:v for k,v in own.items() if v is not None})
-    held = ActStore(held_out) if held_out else None
-    sae = train(ActStore(store), sae, out, sae_options, device, held_out=held, **options)
+    rows = ActStore(store, site or None)
+    held = _held_out(held_out, rows)
+    sae = train(rows, sae, out, sae_options, device, held_out=held, groups=group or None, **options)
     last = sae.history.iloc[-1]
-    tested = f', {last.held_fve:.3f} on held-out rows' if held_out else ''
+    tested = f', {last.held_fve:.3f} on held-out rows' if held else ' (nothing was held out)'
     print(f'{out}: {sae}, FVE {last.fve:.3f} on training rows{tested}, L0 {last.l0:.1f}, {int(last.dead)} dead')
+
+def _held_out(word, rows):
+    "A share, none of a single item; or the store of a folder, at the same site."
+    from sae_notebooks.acts.store import ActStore
+    try: share = float(word or 0)
+    except ValueError: return ActStore(word, rows.files.site)
+    return share if len(set(rows.item))>1 else 0
 
 command(_train, _train_options)
 
 # %% ../../nbs/dev/30_cli.ipynb #c845a9a3
 def _measure_options():
     from sae_notebooks.metrics.measure import MeasureConfig
-    return options_of(MeasureConfig, 'draws m min_support fms pool seed')
+    return options_of(MeasureConfig, 'draws m min_support fms pool seed on allow_other allow_same_judge')
 
 def _measure(
     sae:str,                 # a folder written by train or another library, or a name on the Hugging Face hub
@@ -178,6 +189,8 @@ def _measure(
     judge:str,               # the same items by an independent evaluation encoder, a folder written by extract
     out:str='run/report',    # folder for the report
     also:str='',             # more judges, folders with commas between
+    site:str='',             # which hook point of a store of several; default the one that the SAE was trained on
+    judge_site:str='',       # which of the judge's
     tree:str='',             # a taxonomy: an embedded one, or CSV: label, then columns from the root down
     **options,
 ):
@@ -186,28 +199,29 @@ def _measure(
     from sae_notebooks.core.data import open_tree
     from sae_notebooks.metrics.measure import measure
     from sae_notebooks.saes.interop import from_pretrained
-    judges = {}
-    for j in map(ActStore, [judge,*filter(None,also.split(','))]):
+    from sae_notebooks.training.origin import trained_at
+    judges,sae = {},from_pretrained(sae)
+    for j in [ActStore(judge, judge_site or None), *map(ActStore, filter(None,also.split(',')))]:
         model = j.meta.get('model')
         judges[j.path.name if model in (None,*judges) else model] = j
-    report = measure(from_pretrained(sae), ActStore(store), judges, tree=open_tree(tree) if tree else None, **options)
+    rows,own = ActStore(store),trained_at(sae).get('point')
+    if site or own in rows.sites: rows = rows.site(site or own)
+    report = measure(sae, rows, judges, tree=open_tree(tree) if tree else None, **options)
     report.save(out)
     print(f'{out}: {report}')
 
 command(_measure, _measure_options)
 
 # %% ../../nbs/dev/30_cli.ipynb #a23ac331
-def _check_measured(report, items, said):
-    "Raises `BadInput` for another kind of items, or another number of them, than were measured."
-    kind,s = items.kind.split('+')[0],report.summary
-    if kind!=s.get('kind',kind): raise BadInput(f'{said} holds {kind}s, the report is of {s["kind"]}s')
-    if len(items)==s['items']: return
-    raise BadInput(f'{said} holds {len(items)} {kind}s, the report is of {s["items"]}: name those that were measured')
+def _check_kind(report, items, said):
+    "Raises `BadInput` for texts where images were measured, and the other way round."
+    kind,was = items.kind.split('+')[0],report.summary.get('kind') or 'image'
+    if kind!=was: raise BadInput(f'{said} holds {kind}s, the report is of {was}s: name those that were measured')
 
 # %% ../../nbs/dev/30_cli.ipynb #4b9b66b7
 def _name_options():
     from sae_notebooks.naming.name import NameOptions, name
-    return options_of(name, 'words')|options_of(NameOptions, 'seed')
+    return options_of(name, 'words')|options_of(NameOptions, 'allow_other seed')
 
 def _name(
     report:str,              # a folder written by measure
@@ -228,7 +242,7 @@ def _name(
     from sae_notebooks.naming.name import name
     from sae_notebooks.viz.scores import sorting_column
     r,ims = load_report(report),open_source(images)
-    _check_measured(r, ims, images)
+    _check_kind(r, ims, images)
     if server and not namer: raise BadInput('a server has several models: say with --namer which one to ask')
     if group and group not in ims.items:
         raise BadInput(f'{images} has no column {group!r}; there are {", ".join(ims.items)}')
@@ -267,18 +281,20 @@ def _page(
     images:str,                  # the images or texts that were measured: a folder, a list, a file of texts
     out:str='run/features.html', # the file
     notes:str='',                # a JSON file of notes that the browser wrote
+    allow_other:bool=False,      # also images that were not measured
     **options,
 ):
     "The report card of an SAE: one self-contained HTML file with every feature."
     from sae_notebooks.acts.sources import open_source
     from sae_notebooks.metrics.report import load_report
     from sae_notebooks.viz.card import report_card
-    from sae_notebooks.core.files import read_json
+    from sae_notebooks.viz.browser import read_notes
     r,ims = load_report(report),open_source(images)
-    _check_measured(r, ims, images)
+    _check_kind(r, ims, images)
     labels = ims.items['label'] if 'label' in ims.items else None
     def caption(i): return (labels.iloc[i] if labels is not None else '') or (ims.items.iloc[i,0] if ims.kind!='text' else '')
-    print(report_card(r, out, ims, caption, min_support=2, notes=read_json(notes) if notes else None, **options))
+    more = dict(notes=read_notes(notes) if notes else None, allow_other=allow_other, **options)
+    print(report_card(r, out, ims, caption, min_support=2, **more))
 
 command(_page, _page_options)
 
@@ -332,6 +348,7 @@ def app(
     for name in commands: cli.command()(typer_command(name, wanted in ('',name)))
     return cli
 
+@stoppable('sae-notebooks: stopped; the same command continues')
 def main(
     argv:list|None=None, # arguments, default those of the process
 ):
@@ -340,7 +357,6 @@ def main(
     words = sys.argv[1:] if argv is None else argv
     try: app(words[0] if words else 'none')(args=argv)
     except (BadInput, NotFound, NotebookError) as e: _stop(f'sae-notebooks: {e}', 2)
-    except KeyboardInterrupt: _stop('\nsae-notebooks: stopped; the same command continues', 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)

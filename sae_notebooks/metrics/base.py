@@ -72,19 +72,20 @@ def as_acts(
 def unit_rows(
     emb:Tensor,      # embeddings, (n, d_emb)
     n:int|None=None, # of how many rows of activations; None: not looked at
+    first:int=0,     # number of the first row, for messages
 )->Tensor:           # of length one, float64, (n, d_emb)
     "Rows of length one. Raises `BadInput` for a row that is zero, NaN or infinite, and for another number of rows."
     if n not in (None,len(emb)):
         raise BadInput(f'{n} rows of activations and {len(emb)} embeddings: they must be of the same images')
     e = emb.detach().to(torch.float64, copy=True)
     norm = e.norm(dim=1)
-    _no_row(~norm.isfinite(), 'holds NaN or infinite numbers')
-    _no_row(norm==0, 'is zero: it has no direction to compare')
+    _no_row(~norm.isfinite(), 'holds NaN or infinite numbers', first)
+    _no_row(norm==0, 'is zero: it has no direction to compare', first)
     return e.div_(norm[:,None])
 
 # %% ../../nbs/metrics/05_base.ipynb #2f41f310
-def _no_row(bad, what):
-    if bad.any(): raise BadInput(f'the embedding of row {bad.nonzero()[0].item()} {what}')
+def _no_row(bad, what, first):
+    if bad.any(): raise BadInput(f'the embedding of row {first+bad.nonzero()[0].item()} {what}')
 
 # %% ../../nbs/metrics/05_base.ipynb #e1762617
 def checked(
@@ -115,11 +116,12 @@ def resampled_counts(
     draws:int=200, # resamples
     seed:int=0,    # the same seed draws the same images
     groups=None,   # images of one group are drawn together, (n,)
-)->Tensor:         # how often each image was drawn, (draws, n)
+)->Tensor:         # how often each image was drawn, (draws, n) int16
     "Resample `n` images, or whole groups of them, with replacement."
     g,groups = seeded('ms bootstrap',seed),as_groups(groups, n)
     n = n if groups is None else int(groups.max())+1
-    count = torch.stack([torch.bincount(torch.randint(n,(n,),generator=g), minlength=n) for _ in range(draws)])
+    one = lambda: torch.bincount(torch.randint(n,(n,),generator=g), minlength=n).short()
+    count = torch.stack([one() for _ in range(draws)])
     return count if groups is None else count[:,groups.to(count.device)]
 
 # %% ../../nbs/metrics/05_base.ipynb #d7e0dafc

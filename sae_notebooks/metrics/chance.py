@@ -43,12 +43,18 @@ def _cubes(e, floor, sample, seed):
     return b.pow(3).sum()*(n*(n-1))/(len(e)*(len(e)-1))
 
 # %% ../../nbs/metrics/25_chance.ipynb #d89629ab
+_rows = 2**15 # images at a time, where a copy of them is needed
+
 def _triangles(e, floor):
     "Trace of the cube of B = E Eᵀ - floor 1 1ᵀ with its diagonal put to zero."
-    one = torch.ones(len(e),1).to(e)
-    f,g = torch.cat([e,one],1),torch.cat([e,-floor*one],1) # B is f gᵀ
-    m,diagonal = g.T@f,(f*g).sum(1)
-    return torch.linalg.matrix_power(m,3).trace()-3*(diagonal*((f@m)*g).sum(1)).sum()+2*diagonal.pow(3).sum()
+    def both(e): # B is f gᵀ
+        one = torch.ones(len(e),1).to(e)
+        return torch.cat([e,one],1),torch.cat([e,-floor*one],1)
+    m = sum(g.T@f for f,g in map(both, e.split(_rows)))
+    def own(f, g):
+        diagonal = (f*g).sum(1)
+        return -3*(diagonal*((f@m)*g).sum(1)).sum()+2*diagonal.pow(3).sum()
+    return torch.linalg.matrix_power(m,3).trace()+sum(own(*both(part)) for part in e.split(_rows))
 
 # %% ../../nbs/metrics/25_chance.ipynb #25ee0fe7
 def _shapes(n, r, d, rbr, cubes, tri):
@@ -77,11 +83,11 @@ def image_sums(
 # %% ../../nbs/metrics/25_chance.ipynb #26f815b5
 def _image_sums(e, sample=3000, seed=0):
     "Of rows of any length: the mean embedding of a group of images is shorter than one."
-    n,own = len(e),e.square().sum(1)
+    n,own = len(e),torch.cat([part.square().sum(1) for part in e.split(_rows)])
     if n<6: raise BadInput(f'{n} images, or groups of them: the null is over six or more')
     tot,gram = e.sum(0),e.T@e
     floor = (tot@tot-own.sum())/(n*(n-1))
-    dots,sq = e@tot-own,((e@gram)*e).sum(1)-own**2
+    dots,sq = e@tot-own,torch.cat([((part@gram)*part).sum(1) for part in e.split(_rows)])-own**2
     r = dots-floor*(n-1)
     d = sq-2*floor*dots+floor**2*(n-1)
     b_r = e@(e.T@r)-own*r-floor*(r.sum()-r)
@@ -153,19 +159,20 @@ def one_each(
     "Groups of images as one image each."
     if j.groups is None: return j
     many = torch.bincount(j.groups)
-    G = len(many)
+    G,cache = len(many),j.cache.setdefault('lone', {})
+    if 'e' not in cache: cache['e'] = j.e.new_zeros(G,j.e.shape[1]).index_add_(0, j.groups, j.e).div_(many[:,None])
     flat,inv = (j.groups[j.codes.rows]*j.codes.d_sae+j.codes.idx).unique(return_inverse=True)
     val = j.codes.val.new_zeros(len(flat)).index_add(0, inv, j.codes.val)/many[flat//j.codes.d_sae]
-    e = j.e.new_zeros(G,j.e.shape[1]).index_add(0, j.groups, j.e)/many[:,None]
     codes = flat_to_codes(flat, val, G, j.codes.d_sae)
-    return Judged(codes, e, _moments_of(codes, e, j.m.lo))
+    return Judged(codes, cache['e'], _moments_of(codes, cache['e'], j.m.lo), cache=cache)
 
 # %% ../../nbs/metrics/25_chance.ipynb #b44d29b9
 def _moments_of(codes, e, lo):
     "The sums, where embeddings are not of length one."
     low = torch.stack([torch.zeros_like(lo), len(e)-torch.bincount(codes.idx,minlength=codes.d_sae).to(lo)])
     m = ms_from_sums(torch.tensor(len(e)).to(e), power_sums(codes), weighted_embeddings(codes, e), e.sum(0), low)
-    own = m.p[1].new_zeros(codes.d_sae).index_add(0, codes.idx, codes.val**2*e.square().sum(1)[codes.rows])
+    length = torch.cat([part.square().sum(1) for part in e.split(_rows)])
+    own = m.p[1].new_zeros(codes.d_sae).index_add(0, codes.idx, codes.val**2*length[codes.rows])
     num = m.V.square().sum(1)-own
     return replace(m, num=num, ms=torch.where(m.ms.isnan(), torch.nan, num/torch.where(m.den>0,m.den,1.)), lo=lo)
 
@@ -178,7 +185,8 @@ def ms_null(
 )->dict:            # z, p, q: (d_sae,) float64, NaN where MS is
     "How unlikely is a score as high when a feature's activations fall on images, or groups, at random? One-sided."
     j = one_each(j)
-    ms,null = j.m.ms,null_moments(j.m.p, _image_sums(j.e))
+    if 'sums' not in j.cache: j.cache['sums'] = _image_sums(j.e)
+    ms,null = j.m.ms,null_moments(j.m.p, j.cache['sums'])
     z = torch.where(ms.isnan(), torch.nan, (ms-null['mean'])/null['sd'].clamp_min(1e-300))
     p = torch.from_numpy(pearson3.sf(z.cpu().numpy(), null['skew'].cpu().numpy().clip(-50,50)))
     _draw_rare(p, j.codes.to('cpu'), j.e.cpu(), few, draws, seed)
@@ -201,12 +209,14 @@ def near_duplicates(
     block:int=2048,   # rows at a time
 )->tuple[Tensor,Tensor]: # pairs of images, the first lower than the second, (k, 2); their cosines, (k,)
     "Pairs of images that the encoder can hardly tell apart."
-    e,pairs,cos = unit_rows(emb).float(),[],[]
-    for lo in range(0,len(e),block):
-        s = e[lo:lo+block]@e[lo:].T
-        i,j = (s.triu_(1)>=above).nonzero(as_tuple=True)
-        pairs.append(torch.stack([i+lo,j+lo],1))
-        cos.append(s[i,j])
+    pairs,cos = [],[]
+    for lo in range(0,len(emb),block):
+        e = unit_rows(emb[lo:lo+block], first=lo).float()
+        for first in range(lo,len(emb),_rows):
+            s = e@unit_rows(emb[first:first+_rows], first=first).float().T
+            i,j = ((s.triu_(1) if first==lo else s)>=above).nonzero(as_tuple=True)
+            pairs.append(torch.stack([i+lo,j+first],1))
+            cos.append(s[i,j])
     return torch.cat(pairs),torch.cat(cos)
 
 # %% ../../nbs/metrics/25_chance.ipynb #763264bf
@@ -230,8 +240,8 @@ def copy_cosine(
     lift:float,  # from the floor, 0, to the same image, 1
 )->float:        # a cosine
     "The cosine of a lift: to an encoder with a floor of 0.8 two photographs are soon alike by .98."
-    e = unit_rows(emb)
-    floor = mean_similarity(e.sum(0), torch.tensor(len(e))) if len(e)>1 else 0.
+    total = sum(unit_rows(part).sum(0) for part in emb.split(_rows))
+    floor = mean_similarity(total, torch.tensor(len(emb))) if len(emb)>1 else 0.
     return floor+lift*(1-floor)
 
 # %% ../../nbs/metrics/25_chance.ipynb #dbceb9d9

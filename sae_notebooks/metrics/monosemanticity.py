@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['power_sums', 'weighted_embeddings', 'column_min', 'shifted_powers', 'mean_similarity', 'Moments', 'ms_from_sums',
-           'MonosemanticityScore', 'above_min', 'Judged', 'judged', 'rescored', 'lift', 'leave_one_out', 'intervals',
-           'resampled_ms', 'bootstrap', 'halves', 'crossfit_top', 'null_band']
+           'MonosemanticityScore', 'above_min', 'Judged', 'judged', 'judged_units', 'rescored', 'lift', 'leave_one_out',
+           'intervals', 'resampled_ms', 'bootstrap', 'halves', 'crossfit_top', 'null_band']
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #01d6bf70
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -221,15 +221,20 @@ def _sums_of(at, inv, codes, e):
     return keys,e.new_zeros(len(keys),e.shape[1]).index_add(0, to, codes.val[at][:,None]*e[codes.rows[at]])
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #3b834b6b
-def _apart(m, codes, e, groups):
+def _apart(m, codes, e, groups, cache):
     "The sums of `m` over pairs of images of different groups."
     k,a,_,sq = _own_terms(m, codes, e, groups)
     add = lambda v: v.new_zeros(len(m.ms)).index_add(0, k, v)
     num,den,on = m.V.square().sum(1)-add(sq),m.p[0]**2-add(a**2),torch.bincount(k, minlength=len(m.ms))
     ok = (on>1)&(den>0)
+    if 'own' not in cache: cache['own'] = _own_pairs(e, groups)
+    ms = torch.where(ok, num/torch.where(ok,den,1.), torch.nan)
+    return replace(m, num=num, den=den, groups=on, own=cache['own'], ms=ms)
+
+def _own_pairs(e, groups):
+    "Σ|ΣE|² and Σn² over groups, (2,)."
     whole = e.new_zeros(int(groups.max())+1, e.shape[1]).index_add(0, groups, e)
-    own = torch.stack([whole.square().sum(), torch.bincount(groups).square().sum()])
-    return replace(m, num=num, den=den, groups=on, own=own, ms=torch.where(ok, num/torch.where(ok,den,1.), torch.nan))
+    return torch.stack([whole.square_().sum(), torch.bincount(groups).square().sum()])
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #c339a656
 @dataclass
@@ -239,23 +244,30 @@ class Judged:
     e:Tensor          # unit embeddings, (n, d_emb)
     m:Moments         # the sums
     groups:Tensor|None = None # what each image belongs to, from `as_groups`, (n,)
+    cache:dict = field(default_factory=dict, repr=False) # worked out from embeddings and groups; blocks of features share it
 
     def seen_by(self,
         emb:Tensor, # embeddings by another encoder, (n, d_emb)
     )->'Judged':
         "The same features by another judge: only sums that hold embeddings are made again."
-        return _judged(self.codes, unit_rows(emb, len(self.codes)), self.m.lo, self.m.p, self.groups)
+        return self.seen_as(unit_rows(emb, len(self.codes)))
+    def seen_as(self,
+        e:Tensor, # unit embeddings by another encoder, float64, (n, d_emb)
+        cache:dict|None=None, # of another block of features, with the same embeddings
+    )->'Judged':
+        "The same, of embeddings that are of length one already."
+        return _judged(self.codes, e, self.m.lo, self.m.p, self.groups, cache)
     @property
     def ms_all(self)->Tensor: # the score over all pairs of images, also those of one group: what the paper computes
         if self.groups is None: return self.m.ms
         return _judged(self.codes, self.e, self.m.lo, self.m.p, None).m.ms
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #a41640cb
-def _judged(codes, e, lo, p, groups):
+def _judged(codes, e, lo, p, groups, cache=None):
     n,off = torch.tensor(len(e)).to(e),len(e)-torch.bincount(codes.idx, minlength=codes.d_sae)
     m = ms_from_sums(n, p, weighted_embeddings(codes, e), e.sum(0), torch.stack([torch.zeros_like(lo),off.to(lo)]))
-    m = replace(m, lo=lo)
-    return Judged(codes, e, m if groups is None else _apart(m, codes, e, groups), groups)
+    m,cache = replace(m, lo=lo),{} if cache is None else cache
+    return Judged(codes, e, m if groups is None else _apart(m, codes, e, groups, cache), groups, cache)
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #3f3f3a04
 def judged(
@@ -265,10 +277,20 @@ def judged(
 )->Judged:
     "Check features and embeddings, and pass over them once."
     acts,e = checked(acts, emb)
-    low,groups = column_min(acts)[0],as_groups(groups, len(e))
+    groups = as_groups(groups, len(e))
+    return judged_units(acts, e, groups if groups is None else groups.to(e.device))
+
+def judged_units(
+    acts,               # of all images: Codes or dense (n, d_sae), float64
+    e:Tensor,           # their embeddings, of length one, float64, (n, d_emb)
+    groups:Tensor|None, # from `as_groups`, (n,)
+    cache:dict|None=None, # of another block of features, with the same embeddings and groups
+)->Judged:
+    "The pass over what is checked already; for some features at a time."
+    low = column_min(acts)[0]
     lo = torch.where(low.isfinite(), low, 0.)
     codes = above_min(acts, lo)
-    return _judged(codes, e, lo, power_sums(codes), groups if groups is None else groups.to(e.device))
+    return _judged(codes, e, lo, power_sums(codes), groups, cache)
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #1eebb592
 def _prepared(m, batches):
@@ -384,7 +406,7 @@ def resampled_ms(
 )->Tensor:        # MS of each feature in each resample, (judges, draws, d_sae)
     "Every feature's score on resampled images."
     ptr,row,order = transpose(codes)
-    val,count = codes.val[order],count.double()
+    val = codes.val[order]
     ms = torch.full((len(embs),len(count),codes.d_sae), torch.nan, dtype=torch.float64)
     for k,(lo,hi) in enumerate(pairwise(ptr.tolist())):
         if hi-lo<2: continue
@@ -393,7 +415,7 @@ def resampled_ms(
         if groups is not None:
             first,w,seen = _as_one(groups[at], w, seen)
             at = at[first]
-        for i,v in enumerate(_resampled(count[:,at]*w, seen)): ms[i,:,k] = v
+        for i,v in enumerate(_resampled(count[:,at].double()*w, seen)): ms[i,:,k] = v
     return ms
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #2f73713b
@@ -417,12 +439,12 @@ def halves(
     splits:int=10, # ways to cut them in two
     seed:int=0,
     groups=None,   # images of one group stay on one side, (n,)
-)->Tensor:         # 1 where an image is in the half, a half and its rest one after the other, (2*splits, n)
+)->Tensor:         # 1 where an image is in the half, a half and its rest one after the other, (2*splits, n) int16
     "Halves of the images, for `resampled_ms`."
     g,groups = seeded('halves',seed),as_groups(groups, n)
     many = n if groups is None else int(groups.max())+1
     one = torch.stack([torch.randperm(many,generator=g)<many//2 for _ in range(splits)])
-    both = torch.stack([one,~one],1).flatten(0,1).long()
+    both = torch.stack([one,~one],1).flatten(0,1).short()
     return both if groups is None else both[:,groups]
 
 # %% ../../nbs/metrics/20_monosemanticity.ipynb #95be82d4

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.data import image_uri, model_folder
-from ..core.files import BadInput, NotFound, append_line, make_folder, progress_bar, read_lines
+from ..core.files import BadInput, NotFound, append_line, fingerprint, make_folder, progress_bar, read_lines
+from .backbone import weights_id
 from .pretrained import chat_prompt, load_pretrained
 
 # %% ../../nbs/models/90_ask.ipynb #f1347107
@@ -37,7 +38,10 @@ class Request:
         return h.hexdigest()
 
 # %% ../../nbs/models/90_ask.ipynb #5e0a884c
-def _bytes(p): return b't'+p.encode() if isinstance(p,str) else b'i'+repr((p.mode,p.size)).encode()+p.tobytes()
+def _bytes(p):
+    if isinstance(p,str): return b't'+p.encode()
+    colours = bytes(p.getpalette() or ()) if p.mode=='P' else b''
+    return b'i'+repr((p.mode,p.size)).encode()+colours+p.tobytes()
 
 # %% ../../nbs/models/90_ask.ipynb #48e27296
 def json_schema(
@@ -166,6 +170,8 @@ class ServerModel:
         key = key or os.environ.get('OPENAI_API_KEY') or 'none'
         self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries)
         self.forms = ['json_schema','json_object','text'] # those not refused so far
+        settings = dict(self.kw, side=side)
+        self.id = model if settings==dict(temperature=0, side=336) else f'{model} {fingerprint(settings)}'
 
     def _ask(self, req):
         form,says = self.forms[0],dict(messages=_messages(req, self.side), max_tokens=req.max_tokens, **self.kw)
@@ -198,6 +204,7 @@ class LocalModel:
         if not getattr(self.processor,'chat_template',None):
             raise BadInput(f'{self.name} has no chat template: it cannot be asked')
         self.net = net.to(device).eval()
+        self.id = f'{self.name} {weights_id(self.net)}' # a folder may hold other weights tomorrow
 
     def _inputs(self, req):
         images = [p.convert('RGB') for p in req.parts if not isinstance(p,str)]
@@ -265,6 +272,9 @@ def _remind(req, why):
     said = f'\nYour last answer was not usable ({why}). Answer with JSON only.'
     return replace(req, parts=(*req.parts,said)) if why else req
 
+# %% ../../nbs/models/90_ask.ipynb #7b45d439
+def _who(model): return getattr(model,'id',None) or model.name # whose answer it is: name, settings, weights
+
 # %% ../../nbs/models/90_ask.ipynb #a9b34846
 def ask_one(
     model,             # has `name` and `answer`
@@ -273,7 +283,7 @@ def ask_one(
     again:int=2,       # more tries when the answer cannot be parsed
 )->Answer:
     "Ask until there is an answer that fits the schema, or a reason why not."
-    key,out = req.key(model.name),Answer('failed')
+    key,out = req.key(_who(model)),Answer('failed')
     if (known := cache.get(key)) is not None: return known
     for _ in range(1+again):
         try: reply = model.answer(_remind(req, out.why))
@@ -307,7 +317,7 @@ def ask_all(
                 dead = out[jobs[j]].why
                 for job in jobs: job.cancel()
             if hasattr(bar,'set_postfix'): bar.set_postfix(**_so_far(out))
-    finally: pool.shutdown(wait=True, cancel_futures=True)
+    finally: pool.shutdown(wait=False, cancel_futures=True) # all have ended, or nobody waits for them any more
     unasked = f'not asked, the first {give_up} questions failed: {dead}'
     return {k:out.get(k) or Answer('failed', why=unasked) for k in requests}
 
@@ -327,7 +337,7 @@ def cost(
     "What a run will ask for, before it is started; four characters count as a token."
     reqs = [r for r in (requests.values() if isinstance(requests,dict) else requests) if isinstance(r,Request)]
     kept = AnswerCache(cache).answers if cache and model and Path(cache).is_dir() else {}
-    new = [r for r in reqs if not kept or r.key(model.name) not in kept]
+    new = [r for r in reqs if not kept or r.key(_who(model)) not in kept]
     def tokens(p): return len(p)//4 if isinstance(p,str) else image_tokens
     total = sum(len(r.system)//4+sum(map(tokens, r.parts))+answer_tokens for r in new)
     return dict(questions=len(reqs), known=len(reqs)-len(new), tokens=total)

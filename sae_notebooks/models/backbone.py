@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core.files import BadInput, fingerprint
+from ..core.files import BadInput
+from ..core.tensors import named_key
 
 # %% ../../nbs/models/30_backbone.ipynb #b882741d
 # patch or token; class token; BOS, EOS or register; padding; an image's place in a text
@@ -130,6 +131,5 @@ def span_tokens(
 def weights_id(
     net:nn.Module, # any torch model
 )->str:            # 16 hexadecimal digits
-    "A fingerprint of a model's weights: shapes, and 32 values out of each parameter."
-    def few(p): return p.flatten()[::max(1,p.numel()//32)].float().cpu().tolist() if p.numel() else []
-    return fingerprint([[n,list(p.shape),few(p)] for n,p in net.named_parameters()])
+    "A hash of a model's weights and buffers, every number of them."
+    return named_key(dict(net.named_parameters())|dict(net.named_buffers()))

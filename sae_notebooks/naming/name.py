@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core.data import image_getter, open_words
+from ..core.data import open_words
 from ..core.files import BadInput, progress_bar
-from ..metrics.report import FeatureReport, named
+from ..metrics.report import FeatureReport, measured_images, named
 from ..models.ask import cost
 from ..models.load import load_model
 from ..models.vision import VisionModel, load_vision
@@ -32,10 +32,11 @@ def embed_report(
     model,           # from `load_vision`; of texts any model with `embed_text`
     batch_size:int=64, # images at a time
     progress:bool=True,# show a progress bar
+    allow_other:bool=False, # also images that were not measured
 )->torch.Tensor:     # unit rows, one a row of the report's codes, (n, d)
     "The report's images or texts in the space of a model."
     if report.codes is None: raise BadInput('the report was saved without its codes: measure again')
-    get,item = image_getter(images, report.summary['items']),report.item.tolist()
+    get,item = measured_images(report, images, allow_other),report.item.tolist()
     batches = [item[lo:lo+batch_size] for lo in range(0,len(item),batch_size)]
     bar = progress_bar(batches, show=progress, desc='embed', unit='batch')
     embed = model.embed_text if _of_texts(report) else model.embed_images
@@ -54,6 +55,7 @@ class NameOptions:
     emb:torch.Tensor|None=None # the images in the space of the image-text model, if at hand, (n, d)
     cache:object=None     # a folder that keeps the namer's answers
     confirm:object=None   # is given the cost of asking the namer, says whether to go on
+    allow_other:bool=False# also images that were not measured
     seed:int=0            # of parts and draws
     progress:bool=True    # show a progress bar
 
@@ -126,6 +128,7 @@ def name(
 )->FeatureReport: # with columns name, names or description, status, why, name_auroc, _lo, _hi, _null, _p
     "Name features from one part of the items and test the names on another; `small_image_text` where images need it."
     o,more = _split_options(options, WordOptions if namer is None else Shown)
+    images = measured_images(report, images, o.allow_other)
     net,e = _space(report, images, model, o)
     part,texts = o.parts(len(report.codes)),_of_texts(report)
     if namer is not None: t = _from_model(report, images, e, namer, part, o, more)

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.codes import Codes, dense_to_codes, feature_sums, flat_to_codes, sparse_decode
-from ..core.files import BadInput, NotFound, atomic, made_by, read_json, write_json
+from ..core.files import BadInput, NotFound, made_by, read_json, write_json
+from ..core.folders import check_hashes, file_hashes, new_version, settle
 
 # %% ../../nbs/saes/10_base.ipynb #e4c99210
 class _PreActsAt(torch.autograd.Function):
@@ -64,6 +65,7 @@ class Autoencoder(nn.Module):
         W_dec = F.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed)), dim=1)
         self.W_dec,self.b_dec = nn.Parameter(W_dec),nn.Parameter(torch.zeros(d_in))
         self.enc,self.b_enc = nn.Parameter(W_dec.clone()),nn.Parameter(torch.zeros(d_sae))
+        self.metadata = {} # where it came from: model, hook point, rows it has seen, settings; saved with it
         self.set_up()
 
     def set_up(self): pass # what the architecture adds: checks of its options, further weights
@@ -248,10 +250,17 @@ def make_sae(
     return architectures[architecture](**kw)
 
 # %% ../../nbs/saes/10_base.ipynb #0e9f3cb9
-def _saelens_cfg(sae, arch, metadata):
+def _saelens_tensors(sae):
+    weights = {k:(v.T if k=='enc' else v).detach() for k,v in sae.state_dict().items()}
+    tensors = {sae.file_names.get(k,k):v.cpu().contiguous() for k,v in weights.items()}
+    if 'threshold' in tensors: tensors['threshold'] = tensors['threshold'].expand(sae.d_sae).clone()
+    return tensors
+
+def _saelens_cfg(sae, metadata):
+    arch = 'jumprelu' if 'threshold' in sae.state_dict() else {'relu':'standard'}.get(sae.architecture, sae.architecture)
     only_topk = dict(k=sae.cfg['k'], rescale_acts_by_decoder_norm=False) if arch=='topk' else {}
     record = dict(training_architecture=sae.architecture, sae_notebooks=sae.cfg, made_by=made_by(), **metadata)
-    return dict(architecture={'relu':'standard'}.get(arch, arch), d_in=sae.d_in, d_sae=sae.d_sae, dtype='float32',
+    return dict(architecture=arch, d_in=sae.d_in, d_sae=sae.d_sae, dtype='float32',
         device='cpu', apply_b_dec_to_input=True, normalize_activations='none', reshape_activations='none',
         **only_topk, metadata=record)
 
@@ -259,17 +268,21 @@ def _saelens_cfg(sae, arch, metadata):
 def save_sae(
     sae:SAE,            # any registered architecture
     path:str|Path,      # a folder
-    metadata:dict|None=None, # where it came from: model, hook point, training settings
+    metadata:dict|None=None, # where it came from, beside what it knows of itself: settings, scores …
+    overwrite:bool=False,    # replace another SAE that is there
+    history=None,       # of its training, a DataFrame: it is kept beside, and the checkpoint goes
 ):
-    "Write `cfg.json` and `sae_weights.safetensors`. Weights first, so that a folder with a `cfg.json` is whole."
+    "Write `cfg.json` and `sae_weights.safetensors`, both or none. Raises `BadInput` where something else is."
     from safetensors.torch import save_file
-    path,arch = Path(path),sae.architecture
-    weights = {k:(v.T if k=='enc' else v).detach() for k,v in sae.state_dict().items()}
-    tensors = {sae.file_names.get(k,k):v.cpu().contiguous() for k,v in weights.items()}
-    if 'threshold' in tensors:
-        arch,tensors['threshold'] = 'jumprelu',tensors['threshold'].expand(sae.d_sae).clone()
-    with atomic(path/'sae_weights.safetensors') as tmp: save_file(tensors, tmp)
-    write_json(path/'cfg.json', _saelens_cfg(sae, arch, metadata or {}))
+    weights,log = 'sae_weights.safetensors',['log.jsonl'] if history is None else ['checkpoint*.safetensors']
+    names,old = [weights,'cfg.json'],['sae.safetensors','ae.pt','config.json','history.csv',*log]
+    run = dict(completes='an unfinished training run') if history is not None else {}
+    known = {k:v for k,v in sae.metadata.items() if k not in ('key','given','files')} # of the folder it is from
+    with new_version(path, 'an SAE', names+['history.csv']*len(run), old, overwrite, **run) as new:
+        save_file(_saelens_tensors(sae), new[weights])
+        if run: history.to_csv(new['history.csv'], index=False)
+        hashes = file_hashes({nm:p for nm,p in new.items() if nm!='cfg.json'})
+        write_json(new['cfg.json'], _saelens_cfg(sae, known|(metadata or {})|dict(files=hashes)))
 
 # %% ../../nbs/saes/10_base.ipynb #7e16cc8a
 def sound(
@@ -312,11 +325,12 @@ def load_sae(
     path:str|Path,     # a folder that save_sae wrote
     strict:bool=True,  # refuse one that would answer, but wrongly
 )->SAE:
-    "The SAE in a folder. Raises `NotFound`, or `BadInput` as `load_weights` and `sound` do."
+    "The SAE in a folder. Raises `NotFound`, or `BadInput` for changed weights, and as `load_weights` and `sound` do."
     from safetensors.torch import load_file
-    path = Path(path)
+    path = settle(path)
     if not (path/'cfg.json').is_file(): raise NotFound(f'no SAE at {path} (no cfg.json there)')
-    cfg = read_json(path/'cfg.json').get('metadata',{}).get('sae_notebooks')
+    record = read_json(path/'cfg.json').get('metadata',{})
+    cfg = record.get('sae_notebooks')
     if cfg is None: raise BadInput(f'{path}/cfg.json was not written by this library')
     try: tensors = load_file(path/'sae_weights.safetensors')
     except Exception as e: raise BadInput(f'{path}/sae_weights.safetensors is missing or damaged: {e}') from e
@@ -324,4 +338,7 @@ def load_sae(
     ours,saved = getattr(sae,'threshold',None),tensors.get('threshold')
     if None not in (ours,saved) and ours.ndim==0 and saved.unique().numel()>1: sae.threshold = saved.clone()
     load_weights(sae, tensors, str(path))
-    return sound(sae, str(path)) if strict else sae
+    sae.metadata = {k:v for k,v in record.items() if k not in ('training_architecture','sae_notebooks','made_by')}
+    if not strict: return sae
+    check_hashes(path, record.get('files'), 'sae_weights.safetensors')
+    return sound(sae, str(path))

@@ -7,6 +7,7 @@ __all__ = ['layouts', 'Layout', 'read_tensors', 'Settings', 'read_sae', 'from_pr
 
 # %% ../../nbs/saes/80_interop.ipynb #54dff89e
 import importlib.util
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import BadInput, NotFound, atomic, make_folder, read_json, write_json
+from ..core.files import BadInput, NotFound, read_json, write_json
+from ..core.folders import check_hashes, file_hashes, new_version, settle
 from .base import SAE, load_sae, load_weights, make_sae, readers, save_sae, sound
 
 # %% ../../nbs/saes/80_interop.ipynb #8e108f69
@@ -192,14 +194,16 @@ def read_sae(
     "An SAE in any of the layouts. Raises `NotFound`, or `BadInput` saying what is missing or cannot be carried over."
     path = Path(path)
     if not path.exists(): raise NotFound(f'{path} does not exist')
-    layout,file,folder = _layout_of(path)
+    layout,file,folder = _layout_of(settle(path) if path.is_dir() else path)
     cfg = read_json(folder/layout.config) if layout.config and (folder/layout.config).is_file() else {}
     if layout.name=='saelens' and 'sae_notebooks' in cfg.get('metadata',{}): return load_sae(folder, strict)
     tensors = read_tensors(file)
     w = _weights(layout, tensors, file)
     sae = _made(w, _rules[layout.name](cfg, tensors, file), str(file))
     sae.source = dict(layout=layout.name, path=str(file.name), cfg=cfg)
-    return sound(sae, str(file)) if strict else sae
+    if not strict: return sae
+    check_hashes(folder, (cfg.get('sae_notebooks') or {}).get('files'), file.name) # of those that we wrote
+    return sound(sae, str(file))
 
 # %% ../../nbs/saes/80_interop.ipynb #00f717f1
 def _download(name, revision):
@@ -231,20 +235,28 @@ def from_pretrained(
 readers['from_pretrained'] = from_pretrained # what SAE.from_pretrained calls
 
 # %% ../../nbs/saes/80_interop.ipynb #365e7362
-def _write_saelens(sae, path):
+def _write_saelens(sae, path, overwrite):
     arch = sae.architecture
     if arch not in ('relu','topk','batchtopk','matryoshka','jumprelu','gated'):
         raise BadInput(f'SAELens has no architecture for {arch!r}')
-    save_sae(sae, path)
+    save_sae(sae, path, overwrite=overwrite)
 
 # %% ../../nbs/saes/80_interop.ipynb #2086d8f0
-def _write_sparsify(sae, path):
+@contextmanager
+def _foreign(path, weights, config, settings, overwrite): # both files or none; the hash of the weights in the settings
+    old = 'cfg.json','config.json','sae.safetensors','ae.pt','sae_weights.safetensors','history.csv','log.jsonl'
+    with new_version(path, 'an SAE', [weights,config], old, overwrite) as new:
+        yield new[weights]
+        write_json(new[config], dict(settings, sae_notebooks=dict(files=file_hashes({weights:new[weights]}))))
+
+def _write_sparsify(sae, path, overwrite):
     if sae.architecture!='topk': raise BadInput(f'sparsify has only topk, not {sae.architecture!r}')
     from safetensors.torch import save_file
     weights = {'encoder.weight':sae.enc.contiguous(), 'encoder.bias':sae.b_enc, 'W_dec':sae.W_dec, 'b_dec':sae.b_dec}
-    with atomic(path/'sae.safetensors') as tmp: save_file({k:v.detach() for k,v in weights.items()}, tmp)
-    write_json(path/'cfg.json', dict(activation='topk', expansion_factor=sae.d_sae//sae.d_in, normalize_decoder=True,
-        num_latents=sae.d_sae, k=sae.cfg['k'], multi_topk=False, skip_connection=False, transcode=False, d_in=sae.d_in))
+    settings = dict(activation='topk', expansion_factor=sae.d_sae//sae.d_in, normalize_decoder=True,
+        num_latents=sae.d_sae, k=sae.cfg['k'], multi_topk=False, skip_connection=False, transcode=False, d_in=sae.d_in)
+    with _foreign(path, 'sae.safetensors', 'cfg.json', settings, overwrite) as file:
+        save_file({k:v.detach() for k,v in weights.items()}, file)
 
 # %% ../../nbs/saes/80_interop.ipynb #c4deb47e
 @torch.no_grad()
@@ -263,24 +275,24 @@ def _for_dictionary_learning(sae):
     return layers|dict(b_dec=c)|chosen
 
 # %% ../../nbs/saes/80_interop.ipynb #bb99e1bd
-def _write_dictionary_learning(sae, path):
+def _write_dictionary_learning(sae, path, overwrite):
     arch,classes = sae.architecture,{a:name for name,a in _dict_class.items() if name!='AutoEncoderNew'}
     if arch not in classes: raise BadInput(f'dictionary_learning has no architecture for {arch!r}')
-    with atomic(path/'ae.pt') as tmp: torch.save(_for_dictionary_learning(sae), tmp)
     trainer = dict(dict_class=classes[arch], activation_dim=sae.d_in, dict_size=sae.d_sae)
     if 'k' in sae.cfg: trainer['k'] = sae.cfg['k']
     if arch=='matryoshka': trainer['group_sizes'] = sae.sizes
-    write_json(path/'config.json', dict(trainer=trainer))
+    with _foreign(path, 'ae.pt', 'config.json', dict(trainer=trainer), overwrite) as file:
+        with open(file,'wb') as f: torch.save(_for_dictionary_learning(sae), f) # by name, it would keep the name
 
 # %% ../../nbs/saes/80_interop.ipynb #3cf0878b
 def save_as(
     sae:SAE,       # of an architecture the library has
     path:str|Path, # a folder
     layout:str,    # saelens, dictionary_learning or sparsify
+    overwrite:bool=False, # replace another SAE that is there
 )->Path:
-    "Write an SAE for another library. Raises `BadInput` where that library could not give the same features."
-    path = make_folder(path)
+    "Write an SAE for another library. Raises `BadInput` where that could not give the same features, or others are there."
     writers = dict(saelens=_write_saelens, dictionary_learning=_write_dictionary_learning, sparsify=_write_sparsify)
     if layout not in writers: raise BadInput(f'layout must be saelens, dictionary_learning or sparsify, not {layout!r}')
-    writers[layout](sae, path)
-    return path
+    writers[layout](sae, Path(path), overwrite)
+    return Path(path)

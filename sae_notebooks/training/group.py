@@ -128,7 +128,7 @@ class Sharded(Alone):
     def __init__(self,
         rank:int,  # this process
         world:int, # how many there are
-    ): self.rank,self.world,self.suffix = rank,world,f'-{rank}'
+    ): self.rank,self.world,self.suffix = rank,world,f'-{rank}of{world}'
     def wrap(self, sae):
         if sae.architecture not in ('topk','batchtopk'):
             raise BadInput(f'a sharded dictionary is topk or batchtopk, not {sae.architecture!r}')

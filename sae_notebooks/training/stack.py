@@ -21,7 +21,7 @@ from ..saes.base import Fit, fve, make_sae
 from ..saes.select import batch_topk, topk_rows
 from ..saes.topk import follow_smallest
 from .group import find_group
-from .loop import Job, Run, TrainConfig, key_of, load_finished, train, train_runs
+from .loop import Job, Run, TrainConfig, divided, given_of, keep_own, load_finished, train, train_runs
 from .rules import aux_loss
 
 # %% ../../nbs/training/30_stack.ipynb #b27a62cc
@@ -147,24 +147,27 @@ def train_many(
     out:str|Path|None=None, # folder: a checkpoint, and a folder for each result
     device:str='cpu',       # where to train
     progress:bool=True,     # show a progress bar
-    held_out=None,          # an ActStore or tensor to evaluate on while training
+    held_out=None,          # a share of the items to keep back, or an ActStore or tensor to evaluate on
     scores:dict|None=None,  # more evaluations, as in train
     metric=None,            # what an error counts, such as a LossMetric
+    groups=None,            # what each item belongs to, as in train
     **config,               # fields of TrainConfig, the same for all
 )->list:                    # trained SAEs, in the order of the grid
     "Train many SAEs. TopK and BatchTopK of one shape go as a stack, others one after the other on the same batches."
     cfg = with_options(TrainConfig, config, 'train')
     d_in = store.d_in if isinstance(store, ActStore) else store.shape[1]
     if not grid: raise BadInput('the grid is empty')
+    if out: keep_own(make_folder(out), 'a set of SAEs')
     saes,out = [make_sae(**{'d_in':d_in,**g}) for g in grid],make_folder(out) if out else None
-    folders,groups,alone = [out and out/f'{i:03d}' for i in range(len(saes))],{},[]
+    folders,shapes,alone = [out and out/f'{i:03d}' for i in range(len(saes))],{},[]
     for i,sae in enumerate(saes):
-        if sae.architecture in ('topk','batchtopk'): groups.setdefault((sae.architecture,sae.d_sae), []).append(i)
+        if sae.architecture in ('topk','batchtopk'): shapes.setdefault((sae.architecture,sae.d_sae), []).append(i)
         else: alone.append(i)
-    stacks,job = list(groups.values()),Job(store, cfg, device, out, progress, held_out, scores, metric=metric)
+    own,held,_,how = divided(store, held_out, None, groups, cfg.seed)
+    stacks,job = list(shapes.values()),Job(own, cfg, device, out, progress, held, scores, metric=metric, split=how)
     if stacks: _check_stackable(job)
-    more = dict(device=device, progress=progress, held_out=held_out, scores=scores, metric=metric, **config)
-    done = {i:train(store, saes[i], folders[i], **more) for i in alone}
+    more = dict(device=device, progress=progress, held_out=held_out, scores=scores, metric=metric, groups=groups)
+    done = {i:train(store, saes[i], folders[i], **more, **config) for i in alone}
     own = lambda items: [[items[i] for i in stack] for stack in stacks]
     if stacks: done.update(zip(sum(stacks,[]), sum(_train_stacks(job, own(saes), own(folders)), [])))
     return [done[i] for i in range(len(saes))]
@@ -176,9 +179,11 @@ def _check_stackable(job):
 
 # %% ../../nbs/training/30_stack.ipynb #8e320c4b
 def _train_stacks(job, saes, folders): # both for each stack -> for each stack its trained SAEs
-    job.key = key_of(job, [sae.cfg for own in saes for sae in own])
+    job.given = given_of(job, sum(saes, []))
     there = [f for own in folders for f in own if f and (f/'cfg.json').is_file()]
-    ready = {f:load_finished(f, job.key) for f in there} # other settings are refused
-    if len(ready)==sum(map(len,saes)): return [[ready[f] for f in own] for own in folders]
+    ready = {f:load_finished(f, job.given) for f in there} # other settings are refused
+    if len(ready)==sum(map(len,saes)):
+        (job.out/'checkpoint.safetensors').unlink(missing_ok=True)
+        return [[ready[f] for f in own] for own in folders]
     runs = [StackRun(job.store, Stack(own), job.cfg, job.device, job.metric) for own in saes]
     return train_runs(runs, job, folders if job.out else [])

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.data import image_getter
 from ..core.files import BadInput
 from ..metrics.reconstruction import density_histogram
-from ..metrics.report import FeatureReport
+from ..metrics.report import FeatureReport, measured_images
 from .figures import png, score_vs_support
 from .page import PageOptions, write_page
 from .scores import sorting_column
@@ -25,55 +24,88 @@ def _value(v, form='.3f'): return 'undefined' if v is None else format(v, form)
 def _span(s, k):
     "A value of the summary `s` with its interval, where it has one."
     lo,hi = s.get(f'{k}_lo'),s.get(f'{k}_hi')
-    return _value(s.get(k))+('' if s.get(k) is None or lo is None else f' ({lo:.3f} to {hi:.3f})')
+    return _value(s.get(k))+('' if None in (s.get(k),lo,hi) else f' ({lo:.3f} to {hi:.3f})')
+
+def _whole(report):
+    "A report with all that a card shows. Raises `BadInput` naming what is missing."
+    shown = 'images items dead dense undefined l0 floor model point evaluator'.split(),('ms','q','support','density')
+    if lost := [k for ks,there in zip(shown, (report.summary,report.features)) for k in ks if k not in there]:
+        raise BadInput(f'the report has no {lost[0]!r}: a card is made of what `measure` gives')
+    return report
 
 # %% ../../nbs/viz/40_card.ipynb #3e75be9d
 def _items(s):
     "What the items of a summary are called."
-    return f'{s.get("kind","image")}s'
+    return f'{s.get("kind") or "image"}s'
 
 def _read(s):
     "How much was read."
-    out = {_items(s):f'{s["images"]:,}'}
-    if 'rows' in s: out['tokens' if _items(s)=='texts' else 'patches'] = f'{s["rows"]:,}'
-    return out|({'activation of a text':f'{s["pool"]} of its tokens'} if out.get('tokens') else {})
+    out = {_items(s):_value(s['images'], ',')}
+    if s.get('parts') is None: return out
+    what = 'tokens' if _items(s)=='texts' else 'patches'
+    return out|{what:f'{s["parts"]:,}', f'activation of a {_items(s)[:-1]}':f'{s.get("pool")} of its {what}'}
 
 def _name_lines(names):
     "How many names there are, how many could be tested, and how well those did."
-    failed = f'; {names["failed"]:,} failed' if names['failed'] else ''
-    tested,auroc = names['tested'],{'auroc':names['auroc'], 'auroc_lo':names['lo'], 'auroc_hi':names['hi']}
-    return {'names':f'{names["named"]:,}: {tested:,} tested, {names["named"]-tested:,} untested{failed}',
-            f'AUROC of {tested:,} tested names':_span(auroc, 'auroc'), 'of names of others':_value(names['null'])}
+    failed = f'; {names["failed"]:,} failed' if names.get('failed') else ''
+    auroc = {f'auroc{end}':names.get(k) for end,k in (('','auroc'),('_lo','lo'),('_hi','hi'))}
+    many,tested = (names.get(k) or 0 for k in ('named','tested'))
+    return {'names':f'{many:,}: {tested:,} tested, {max(many-tested,0):,} untested{failed}',
+            f'AUROC of {tested:,} tested names':_span(auroc, 'auroc'), 'of names of others':_value(names.get('null'))}
 
 # %% ../../nbs/viz/40_card.ipynb #ddab290e
 def _optional_lines(s):
     "What a report has with labels, with many features, with names, with near copies."
     out,u,items = {},s.get('uniqueness') or {},_items(s)
     if s.get('purity') is not None:
-        out |= {'class purity':_span(s, 'purity'), 'purity of any two':f'{s["purity_floor"]:.3f}'}
+        out |= {'class purity':_span(s, 'purity'), 'purity of any two':_value(s.get('purity_floor'))}
     if s.get('fms_star') is not None: out['FMS@1, chance taken out'] = f'{s["fms_star"]:.3f}'
-    if 'pairs' in u:
+    if None not in (u.get('share_half'),u.get('popular_half')):
         out[f'pairs sharing half their {items}'] = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
     if s.get('names'): out |= _name_lines(s['names'])
     if s.get('near_copies'): out['pairs of near copies'] = f'{s["near_copies"]:,}'
     apart = s.get('groups')
     if apart not in (None,s.get('images')):
-        out[f'groups of {items}'] = f'{apart:,}, the largest of {s["largest_group"]:,}'
+        out[f'groups of {items}'] = f'{apart:,}, the largest of {_value(s.get("largest_group"), ",")}'
     return out
+
+# %% ../../nbs/viz/40_card.ipynb #6044b8ad
+def _rows(s): return s.get('rows') or 'not recorded'
+
+def _marked(lines, s):
+    "Lines that each say what they were measured on, for whoever reads only one of them."
+    return lines if _rows(s)=='not recorded' else {k if k=='features' else f'{k}, {_rows(s)}':v for k,v in lines.items()}
+
+def _said_of_rows(s):
+    "The same as a sentence."
+    known,share = _rows(s),s.get('training_share')
+    if known=='not recorded': return 'Whether the SAE was trained on what was measured here is not recorded.'
+    if not share: return 'Every figure is of items that were held out: the SAE was not trained on them.'
+    some = 'what' if share==1 else f'items of which {100*share:.3g} % are what'
+    return f'Every figure is of {some} the SAE was trained on: on what it has not seen it is worth less.'
+
+# %% ../../nbs/viz/40_card.ipynb #8733263d
+def _source_lines(s):
+    "What was measured, and by whom."
+    def place(o): return ' '.join(str(o[k]) for k in ('model','point','rule') if o.get(k)) or 'not recorded'
+    out = {'measured on':_rows(s), 'layer':place(s)}
+    if s.get('trained_at'): out['trained on another layer'] = place(s['trained_at'])
+    own = ', the model itself' if s['evaluator'] in s.get('same_judges',()) else ''
+    return out|{'judge':f'{s["evaluator"]}{own}'}
 
 # %% ../../nbs/viz/40_card.ipynb #3e011b5e
 def card_lines(
     report:FeatureReport, # from `measure`
 )->dict: # what it says -> text
-    "The summary of a report as lines for people."
-    s,items = report.summary,_items(report.summary)
-    counts = {'features':f'{len(report.features):,}', 'dead':f'{s["dead"]:,}', 'on for over a tenth':f'{s["dense"]:,}'}
-    kept = {'variance explained':_span(s, 'fve'), 'features on (L0)':f'{s["l0"]:.1f}'}
-    score = {'mean MS':_span(s, 'ms'), f'of any two {items}':f'{s["floor"]:.3f}',
+    "The summary of a report as lines for people. Raises `BadInput` for a report that does not say all of it."
+    s,items = _whole(report).summary,_items(report.summary)
+    dead,dense,undefined = (_value(s[k], ',') for k in ('dead','dense','undefined'))
+    counts = {'features':f'{len(report.features):,}', 'dead':dead, 'on for over a tenth':dense}
+    kept = {'variance explained':_span(s, 'fve'), 'features on (L0)':_value(s['l0'], '.1f')}
+    score = {'mean MS':_span(s, 'ms'), f'of any two {items}':_value(s['floor']),
              f'best tenth, ranked on other {items}':_value(s.get('ms_top')),
-             'beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'), 'undefined':f'{s["undefined"]:,}'}
-    source = _read(s)|{'layer':f'{s["model"]} {s["point"]}', 'judge':str(s['evaluator'])}
-    return {**kept, **counts, **score, **_optional_lines(s), **source}
+             'beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'), 'undefined':undefined}
+    return {**_marked(kept|counts|score|_optional_lines(s), s), **_read(s), **_source_lines(s)}
 
 # %% ../../nbs/viz/40_card.ipynb #62bf8d1e
 def _score_figure(report):
@@ -102,9 +134,9 @@ def _density_figure(report):
     if not len(h): return None
     ax = _small_axes()
     ax.bar(h.index, h, width=h.index*.5, align='edge')
-    of = 'tokens' if _items(report.summary)=='texts' and report.summary.get('rows') else _items(report.summary)
+    of = 'tokens' if _items(report.summary)=='texts' and report.summary.get('parts') else _items(report.summary)
     ax.set(xscale='log', xlabel=f'share of {of} on which a feature is on', ylabel='features')
-    return f'How often features are on; {report.summary["dead"]:,} are never.', png(ax)
+    return f'How often features are on; {_value(report.summary["dead"], ",")} are never.', png(ax)
 
 # %% ../../nbs/viz/40_card.ipynb #979eead4
 def _concept_figure(report):
@@ -125,7 +157,9 @@ def card_figures(
 )->list: # pairs of caption and PNG
     "Score against support by significance; how often features are active; how concepts do."
     made = (draw(report) for draw in (_score_figure, _density_figure, _concept_figure))
-    return [figure for figure in made if figure is not None]
+    known = _rows(report.summary)
+    mark = '' if known=='not recorded' else f' ({known[0].upper()}{known[1:]}.)'
+    return [(caption+mark,figure) for caption,figure in filter(None, made)]
 
 # %% ../../nbs/viz/40_card.ipynb #4bb2afca
 def _chosen(features, sort_by, n_each, min_support):
@@ -144,18 +178,19 @@ def report_card(
     caption=None,           # item -> its text
     min_support:int=5,      # features on for fewer images get no photographs
     notes:dict|None=None,   # feature -> note, such as the browser keeps
+    allow_other:bool=False, # also images that were not measured
     **options,              # fields of `PageOptions`: title, intro, sort_by, n_each …
 )->Path:
     "One self-contained HTML page of a report. Raises `BadInput` before anything is written."
     f,sort_by = report.features,options.get('sort_by', PageOptions.sort_by)
-    image = image_getter(image, report.summary['items'])
+    image = measured_images(report, image, allow_other)
     if sort_by not in f: raise BadInput(f'the report has no column {sort_by!r} to sort by; it has {list(f)}')
     if notes:
         notes = pd.Series({int(k):str(v) for k,v in notes.items()}, dtype=object)
         f = f.assign(note=notes.reindex(f.index).fillna(''))
     chosen = _chosen(f, sort_by, options.get('n_each', PageOptions.n_each), min_support)
-    own = dict(title='Report card', summary=card_lines(report), floor=report.summary['floor'],
-               figures=card_figures(report), chosen=chosen, kind=report.summary.get('kind','image'))
+    own = dict(title='Report card', intro=_said_of_rows(report.summary), summary=card_lines(report), floor=report.summary['floor'],
+               figures=card_figures(report), chosen=chosen, kind=_items(report.summary)[:-1])
     if report.contexts is not None:
         own |= dict(contexts=report.contexts, words=dict(density='share of tokens that activate it, 0 to 1'))
     return write_page(path, f.round(4), report.top_items, report.top_acts, image, caption, **own|options)

@@ -27,7 +27,11 @@ score_words = {
     'max_act': 'its strongest activation',
     'copies': 'share of MS that rests on near copies among the images, 0 to 1',
     'auroc': 'how well its activation tells its best label from the rest: 0.5 chance, 1 perfectly',
+    'auroc_null': 'what the best of as many shuffled labels gives, on average',
+    'auroc_p': 'probability that the best of as many shuffled labels does as well',
     'corr': 'correlation of its activation with its best label, −1 to 1',
+    'corr_null': 'what the best of as many shuffled labels gives, on average',
+    'corr_p': 'probability that the best of as many shuffled labels correlates as much',
     'entropy': 'entropy of its correlations with the labels, in nats: 0 for a feature of one label',
     'entropy_null': 'what that entropy is if the labels are shuffled',
     'depth': 'how deep in the tree of labels its strongest images meet: the deeper, the more specific',
@@ -37,7 +41,7 @@ score_words = {
 # %% ../../nbs/viz/15_scores.ipynb #992e899d
 score_words |= {
     'label': 'the label on which most of its activation falls',
-    'best_label': 'the label that its activation tells best from the rest',
+    'best_label': 'the label that its activation tells best from the rest; auroc_p says whether that is more than luck',
     'reason': 'why its score is undefined, or that it is on everywhere',
     'name': 'the name it was given',
     'names': 'the words that were nearest',
