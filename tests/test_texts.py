@@ -34,7 +34,7 @@ def test_text_is_its_strongest_token(way):
     "By hand: the activation of a text is the largest among its tokens; density and L0 are of tokens, as said"
     sae,r = way['token']; st = way['stores']['token']; dense = sae.codes(st[:]).to_dense().detach().numpy()
     own = np.stack([dense[st.item==i].max(0) for i in range(len(TEXTS))]); np.testing.assert_allclose(r.codes.to_dense().numpy(), own, atol=1e-5)
-    np.testing.assert_allclose(r.features.density, (dense>0).mean(0), atol=1e-6); assert r.summary['rows']==len(st) and r.summary['pool']=='max'
+    np.testing.assert_allclose(r.features.density, (dense>0).mean(0), atol=1e-6); assert r.summary['parts']==len(st) and r.summary['pool']=='max'
     mean = measure(sae, st, way['judge'], draws=5, fms=False, pool='mean', progress=False)
     np.testing.assert_allclose(mean.codes.to_dense().numpy(), np.stack([dense[st.item==i].mean(0) for i in range(len(TEXTS))]), atol=1e-5)
 
