@@ -227,7 +227,7 @@ def _name(
     report:str,              # a folder written by measure
     images:str,              # the images or texts that were measured: a folder, a list, a file of texts
     out:str='run/named',     # folder for the report with names
-    model:str='',            # image-text model: it judges, and names without a namer; default of images: small_image_text
+    model:str='',            # image-text model: judges, and names without a namer; of images small_image_text
     server:str='',           # address of an OpenAI-compatible server, e.g. http://localhost:8000/v1
     namer:str='',            # name of its model; without a server: a model of transformers, loaded here
     group:str='',            # a column beside the images or texts: items with the same value stay in one part
@@ -249,7 +249,8 @@ def _name(
     who = ServerModel(namer, server) if server else LocalModel(namer) if namer else None
     by = r.features[sorting_column(r.features)].sort_values(ascending=False, kind='stable')
     best = by.index[:features] if features else None
-    named = name(r, ims, model or None, namer=who, features=best, groups=ims.items[group].to_numpy()[r.item] if group else None,
+    groups = ims.items[group].to_numpy()[r.item] if group else None
+    named = name(r, ims, model or None, namer=who, features=best, groups=groups,
                  cache=Path(out)/'answers' if who else None, confirm=None if yes else _confirm, **options)
     named.save(out)
     print(f'{out}: {_names_said(named.summary["names"])}')
@@ -285,16 +286,18 @@ def _page(
     **options,
 ):
     "The report card of an SAE: one self-contained HTML file with every feature."
+    import pandas as pd
     from sae_notebooks.acts.sources import open_source
     from sae_notebooks.metrics.report import load_report
     from sae_notebooks.viz.card import report_card
     from sae_notebooks.viz.browser import read_notes
     r,ims = load_report(report),open_source(images)
     _check_kind(r, ims, images)
-    labels = ims.items['label'] if 'label' in ims.items else None
-    def caption(i): return (labels.iloc[i] if labels is not None else '') or (ims.items.iloc[i,0] if ims.kind!='text' else '')
+    own = '' if ims.kind=='text' else ims.items.iloc[:,0] # a text is its own caption
+    labels = ims.items.get('label', pd.Series('', ims.items.index))
+    said = labels.where(labels!='', own).tolist()
     more = dict(notes=read_notes(notes) if notes else None, allow_other=allow_other, **options)
-    print(report_card(r, out, ims, caption, min_support=2, **more))
+    print(report_card(r, out, ims, said.__getitem__, min_support=2, **more))
 
 command(_page, _page_options)
 

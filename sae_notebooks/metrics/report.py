@@ -107,8 +107,8 @@ Summary = make_dataclass('Summary', _optional(
     figures=(_Figure,'''fve fve_lo fve_hi l0 floor purity_floor fms_star ms ms_lo ms_hi ms_median ms_top lift meaningful
                         purity purity_lo purity_hi purity_median'''),
     counts=(_Count,'items images parts dead dense undefined near_copies groups largest_group'),
-    words=(_Word,'model evaluator images_hash kind pool'), more=(_Names|None,'names'), point=(str|list[str]|None,'point'),
-    unique=(_Unique|None,'uniqueness'))+[('tables',list[str],field(default_factory=list))])
+    words=(_Word,'model evaluator images_hash kind pool'), more=(_Names|None,'names'),
+    point=(str|list[str]|None,'point'), unique=(_Unique|None,'uniqueness'))+[('tables',list[str],field(default_factory=list))])
 Summary.__doc__ = 'What `report.json` says of the whole.'
 
 # %% ../../nbs/metrics/80_report.ipynb #c7c2efd9

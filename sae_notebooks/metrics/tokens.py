@@ -138,14 +138,23 @@ def token_table(
     store:ActStore, # of texts
     most:int=10,    # tokens for each feature
 )->pd.DataFrame:    # feature, token, share, on, times
-    "The tokens on which most of a feature's activation falls: `share` of it; `on`, the share of the token's occurrences."
+    "The tokens on which most of a feature's activation falls (`share`), and on which part of their occurrences (`on`)."
     feature,token,n,act = sums.pairs()
     words = token_words(store, np.unique(token))
-    t = pd.DataFrame(dict(feature=feature, token=[words[i] for i in token.tolist()], times=n, act=act, seen=sums.seen[token]))
+    token,seen = [words[i] for i in token.tolist()],sums.seen[token]
+    t = pd.DataFrame(dict(feature=feature, token=token, times=n, act=act, seen=seen))
     t = t.groupby(['feature','token'], as_index=False)[['times','act','seen']].sum()
     t = t.assign(share=t.act/t.groupby('feature').act.transform('sum'), on=t.times/t.seen, times=t.times.astype(int))
     t = t.sort_values(['feature','share'], ascending=[True,False], kind='stable').groupby('feature').head(most)
     return t[['feature','token','share','on','times']].reset_index(drop=True)
+
+# %% ../../nbs/metrics/82_tokens.ipynb #929c6596
+def _wanted(top, d_sae):
+    "Each pair of an item and a feature as one number, rising; and its place in the flattened `top`."
+    slot = np.flatnonzero(top.ravel()>=0)
+    key = top.ravel()[slot].astype(np.int64)*d_sae+slot//top.shape[1]
+    order = np.argsort(key)
+    return key[order],slot[order]
 
 # %% ../../nbs/metrics/82_tokens.ipynb #e158138d
 def top_contexts(
@@ -157,11 +166,9 @@ def top_contexts(
     peak:np.ndarray, # position in the store of the strongest row, for each entry of the pooled codes, (nnz,)
 )->Contexts:
     "The tokens on which each feature is on, in its strongest texts."
-    keep,span = np.isin(of, np.unique(top[top>=0])),store.span
-    rows,of,slot = rows[keep],of[keep],np.flatnonzero(top.ravel()>=0)
-    wanted = top.ravel()[slot].astype(np.int64)*sae.d_sae+slot//top.shape[1]
-    order,got = np.argsort(wanted),[]
-    wanted,slot,cuts = wanted[order],slot[order],item_batches(of)
+    keep,span,(wanted,slot),got = np.isin(of, np.unique(top[top>=0])),store.span,_wanted(top, sae.d_sae),[]
+    rows,of = rows[keep],of[keep]
+    cuts = item_batches(of)
     for (lo,hi),c in zip(cuts, encoded_batches(sae, store, [rows[lo:hi] for lo,hi in cuts], progress=False)):
         key = of[lo:hi][c.rows.numpy()].astype(np.int64)*sae.d_sae+c.idx.numpy()
         at = np.minimum(np.searchsorted(wanted, key), len(wanted)-1)

@@ -114,7 +114,8 @@ def _space(report, images, model, o):
     "The model that names or judges, and the items in its space; None of either where texts need none."
     texts = _of_texts(report)
     if texts and model is None: return None,o.emb
-    if isinstance(model or 'small_image_text',str): model = (load_model if texts else load_vision)(model or 'small_image_text')
+    model = model or 'small_image_text'
+    if isinstance(model,str): model = (load_model if texts else load_vision)(model)
     return model,embed_report(report, images, model, progress=o.progress) if o.emb is None else o.emb
 
 # %% ../../nbs/naming/50_name.ipynb #a9773c4d

@@ -78,7 +78,8 @@ class WordJudge:
         get = image_getter(texts)
         self.words = [words_in(str(get(int(i)))) for i in item]
     def scores(self, names:list, rows:np.ndarray)->np.ndarray: # (names, rows)
-        return np.array([[float(nm.strip().lower() in self.words[r]) for r in rows] for nm in names]).reshape(len(names),-1)
+        names = [nm.strip().lower() for nm in names]
+        return np.array([[nm in self.words[r] for r in rows] for nm in names], float).reshape(len(names),-1)
 
 # %% ../../nbs/naming/45_texts.ipynb #52091d22
 def shown_text(
@@ -106,17 +107,18 @@ _text = dict(type='string')
 
 text_name_template = Template(
     'You describe what texts have in common. You answer with JSON only.',
-    '''One feature of a language model is on for these texts, the strongest first. Where it is known on which tokens, they \
-stand between << and >>:
+    '''One feature of a language model is on for these texts, the strongest first. Where it is known on which tokens, \
+they stand between << and >>:
 {on}
 It is off for these:
 {off}
-What do the marked tokens, or the first texts as a whole, share that the second lack? It may be a word, a kind of word, \
-a meaning, a topic, a form, a language, or what stands before or after. Ignore single outliers.
+What do the marked tokens, or the first texts as a whole, share that the second lack? It may be a word, a kind of \
+word, a meaning, a topic, a form, a language, or what stands before or after. Ignore single outliers.
 Answer with "name", at most six words, as specific as the texts allow, and "description", one sentence. \
 If the first texts have nothing in common, leave "name" empty.''',
     json_schema(name=_text, description=_text))
 
+# %% ../../nbs/naming/45_texts.ipynb #c12f8470
 text_judge_template = Template(
     'You check whether a description fits texts. You answer with JSON only.',
     '''Description: {name}

@@ -146,7 +146,7 @@ class FeatureBrowser:
     def numbers(self)->list: return _numbers(self.table) # columns that can be sorted by
 
     @property
-    def usual(self)->str: return sorting_column(self.table) if 'ms' in self.table else '' # what sorts unless told otherwise
+    def usual(self)->str: return sorting_column(self.table) if 'ms' in self.table else '' # what sorts by default
 
     @cached_property
     def _texts(self): # of each feature: its number and all its texts

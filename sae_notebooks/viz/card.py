@@ -118,8 +118,8 @@ def _score_figure(report):
     ax = _small_axes()
     score_vs_support(scores, supports, floor=report.summary['floor'], ax=ax)
     ax.set_xlabel(f'{_items(report.summary)} on which the feature fires')
-    return (f'Score against the number of {_items(report.summary)}. Rare features score high by luck more often; what is beyond luck is '
-            'told by shuffling, at a false discovery rate of 5 %.', png(ax))
+    return (f'Score against the number of {_items(report.summary)}. Rare features score high by luck more often; '
+            'what is beyond luck is told by shuffling, at a false discovery rate of 5 %.', png(ax))
 
 # %% ../../nbs/viz/40_card.ipynb #8af5948f
 def _small_axes():

@@ -131,8 +131,9 @@ def _rows_of_texts(features, rows, most=2000):
 
 def _shown(o):
     "What is to be seen below."
-    if o.kind!='text': return ("The images that activate a feature most. The bar under each is its activation, relative to "
-                               "the feature's strongest.")
+    if o.kind!='text':
+        return ('The images that activate a feature most. The bar under each is its activation, relative to the '
+                'strongest of the feature.')
     darker = ' The darker a token, the more active the feature is on it.' if o.contexts is not None else ''
     return f'The texts that activate a feature most, with its strongest activation in each.{darker}'
 
