@@ -225,3 +225,20 @@ def test_4096_features_in_15_MB(browser, tmp_path):
         w.tab.click('#columns summary'); w.tab.click('#all')
         assert set(w.texts('#rows td.text'))<=set(HOSTILE) and len(w.texts('#rows td.text'))==3*25 and w.tab.locator('#gallery img').count()>=72*8
         assert w.tab.locator('img:not([src^="data:image/"])').count()==0 and w.bad==[]
+
+def test_untested_names_say_so(browser, tmp_path):
+    f = pd.DataFrame(dict(ms=[.9,.8,.7], ms_lo=[.8,.7,.6], ms_hi=[1.,.9,.8], support=[9,9,9], name=['dog','cat',''], status=['tested','untested','abstained']))
+    write_page(tmp_path/'p.html', f, np.zeros((3,2),int), np.ones((3,2)), image)
+    with Watched(browser, tmp_path/'p.html') as w: assert w.texts('#gallery .name')==['0 dog','1 cat (untested)','2'] and w.bad==[]
+
+def test_texts_are_marked(browser, tmp_path):
+    "Tokens stand out by activation, in the light and in the dark, and markup in a text stays text."
+    from sae_notebooks.metrics.contexts import Contexts
+    where = Contexts(np.array([0,2,2,3,3]), np.array([[0,4],[5,8],[4,9]]), np.array([1.,.5,2.]), np.zeros((0,2)))
+    f = pd.DataFrame(dict(ms=[.9,.8], ms_lo=[.8,.7], ms_hi=[1.,.9], support=[9,9], tokens=['Lily','<img src=x onerror=alert(1)>']))
+    write_page(tmp_path/'p.html', f, np.array([[0,-1],[1,-1]]), np.array([[1.,0.],[2.,0.]]), ['Lily ran home.','the <img src=x onerror=alert(1)> end'], kind='text', contexts=where)
+    for scheme in ('light','dark'):
+        with Watched(browser, tmp_path/'p.html', width=390, scheme=scheme) as w:
+            assert w.texts('#gallery .passage')==['1.00\nLily ran home.','2.00\nthe <img src=x onerror=alert(1)> end'] and w.texts('#gallery mark')==['Lily','ran','<img ']
+            share = w.tab.evaluate('[...document.querySelectorAll("#gallery mark")].map(e => getComputedStyle(e).backgroundColor)'); assert len(set(share))==2 and share[0]==share[2]
+            assert w.text('#kind')=='Texts' and w.tab.evaluate('document.documentElement.scrollWidth')<=390 and w.bad==[]

@@ -202,9 +202,9 @@ class FeatureBrowser:
         return self._named(at.numpy(), share=share[at].numpy(), phi=v.numpy())
 
     def title(self, k:int)->str: # a feature
-        "Number and name."
-        name,label = (self.table.loc[k].get(c,'') or '' for c in ('name','label'))
-        return f'{k}  {name}' if name else f'{k}  ({label})' if label else str(k)
+        "Number and name; a name that could not be tested says so."
+        name,label,status = (self.table.loc[k].get(c,'') or '' for c in ('name','label','status'))
+        return f'{k}  {name}'+' (untested)'*(status=='untested') if name else f'{k}  ({label})' if label else str(k)
 
     def examples(self, k:int, m:int=9)->list: # a feature; how many: (item, activation)
         "The items where it is strongest."

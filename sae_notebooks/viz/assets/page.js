@@ -39,7 +39,9 @@ function show(c, r) {
   return Math.abs(v) < 1e-3 && v !== 0 ? v.toExponential(1) : v.toPrecision(3);
 }
 const short = v => v === null ? "\u2013" : v.toFixed(2).replace("0.", ".");
-const title = r => data.ids[r] + (label && label.values[r] !== "" ? "  " + show(label, r) : "");
+const fate = label && label.name === "name" ? column("status") : null;
+const untested = r => fate && fate.values[r] === "untested" ? " (untested)" : "";
+const title = r => data.ids[r] + (label && label.values[r] !== "" ? "  " + show(label, r) + untested(r) : "");
 const meaning = name => data.words[name] ? {title: data.words[name]} : {};
 const visible = () => listed.filter(c => state.shown.has(c));
 const interval = r => lo && hi && lo.values[r] !== null && hi.values[r] !== null ? [lo.values[r], hi.values[r]] : null;
