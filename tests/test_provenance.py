@@ -200,3 +200,58 @@ def test_the_best_of_many_labels_is_compared_with_luck(world, tmp_path):
     f = measure(sae, acts, seen, labels=np.where(sae.encode(acts[:])[:,0].detach()>0, 'on', 'off'), **quick).features
     assert f.auroc[0]==1 and f.auroc_p[0]==f.corr_p[0]==1/11 and f.auroc_null[0]<.7
     assert {'auroc_null','auroc_p','corr_null','corr_p'}<=set(f)
+
+# --- labels and pixels as they are -----------------------------------------------------------------------------------
+
+def test_labels_csv_without_labels_is_refused(tmp_path, monkeypatch):
+    images = photographs(tmp_path/'photos', 8)
+    table = pd.DataFrame(dict(file=images.items.file, category=list('aabbccdd')))
+    table.to_csv(tmp_path/'photos'/'labels.csv', index=False)
+    with pytest.raises(BadInput, match=r"no column 'label'; its columns are: file, category.*--label"): open_images(tmp_path/'photos')
+    assert open_images(tmp_path/'photos', label='category').labels==list('aabbccdd')
+    with pytest.raises(BadInput, match="no column 'kind'; its columns are: file, category"): open_images(tmp_path/'photos', label='kind')
+    run = lambda line: sh(line, tmp_path, monkeypatch)
+    status,said = run('extract photos --out no')
+    assert status==2 and 'file, category' in said and said.count('\n')==1 and not (tmp_path/'no'/'store.json').exists(), said
+    status,said = run('extract photos --out acts --label category')
+    assert status==0 and ActStore(tmp_path/'acts').items.label.tolist()==list('aabbccdd'), said
+
+def test_a_file_that_no_row_names_is_said(tmp_path, monkeypatch):
+    images = photographs(tmp_path/'photos', 5)
+    pd.DataFrame(dict(file=images.items.file[:3], label='x')).to_csv(tmp_path/'photos'/'labels.csv', index=False)
+    note = '2 image files have no row in labels.csv: 003.png, 004.png'
+    found = open_images(tmp_path/'photos')
+    assert len(found)==3 and note in repr(found)
+    status,said = sh('extract photos --out acts', tmp_path, monkeypatch)
+    assert status==0 and said.splitlines()[0]==note and ActStore(tmp_path/'acts').meta['notes']==[note], said
+
+def test_sixteen_bits_and_floats_are_read_by_their_range(tmp_path, monkeypatch):
+    d = tmp_path/'films'; d.mkdir()
+    ramp = np.tile(np.linspace(0, 1, 64), (64,1))
+    films = {'png16.png':(65535*ramp).astype(np.uint16), 'tiff16.tif':(65535*ramp).astype(np.uint16), 'unit.tif':ramp.astype(np.float32),
+             'hounsfield.tif':(3000*ramp-1000).astype(np.float32), 'signed.tif':(3000*ramp-1000).astype(np.int32)}
+    for f,a in films.items(): Image.fromarray(a).save(d/f)
+    want = (255*ramp).round()
+    for f in films:
+        im = open_images(d)[sorted(films).index(f)]
+        assert im.mode=='RGB' and np.abs(np.asarray(im)[:,:,0]-want).max()<=1, f
+    Image.fromarray((4095*ramp).astype(np.uint16)).save(d/'twelve.png')
+    twelve = sorted([*films,'twelve.png']).index('twelve.png')
+    assert np.abs(np.asarray(open_images(d, white=4095)[twelve])[:,:,0]-want).max()<=1
+    status,said = sh('extract films --out acts', tmp_path, monkeypatch)
+    read = read_json(tmp_path/'acts'/'store.json')['meta']['read']
+    assert status==0 and sum(read.values())==6 and '16 bits from 0 to 65535, none above 4095' in read, said
+    assert '1 read as 16 bits from 0 to 65535, none above 4095' in said   # and whoever extracts sees it
+
+def test_transparent_parts_lie_on_white_or_as_asked(tmp_path, monkeypatch):
+    d = tmp_path/'logos'; d.mkdir()
+    a = np.zeros((8,8,4), np.uint8); a[2:6,2:6] = 200,0,0,255
+    logo = Image.fromarray(a)
+    logo.save(d/'rgba.png'); logo.convert('LA').save(d/'la.png')
+    few = logo.convert('RGB').quantize(4); few.save(d/'p.png', transparency=few.getpixel((0,0)))
+    images = open_images(d)
+    assert [images[i].getpixel((0,0)) for i in range(3)]==[(255,255,255)]*3
+    assert open_images(d, background='#102030')[2].getpixel((0,0))==(16,32,48) and images[2].getpixel((4,4))==(200,0,0)
+    status,said = sh('extract logos --out acts --background black', tmp_path, monkeypatch)
+    store = ActStore(tmp_path/'acts')
+    assert status==0 and store.meta['read']=={'transparent parts on black':3} and store.meta['reading']==dict(background='black'), said

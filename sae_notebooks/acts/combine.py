@@ -18,7 +18,7 @@ from ..core.files import BadInput, atomic, fingerprint, make_folder, read_json, 
 from ..core.folders import alone, keep_others, together
 from ..core.tensors import named_key
 from .rows import Rows
-from .manifest import read_manifest, stats_table
+from .manifest import read_counts, read_manifest, stats_table
 from .store import ActStore
 from .write import StoreWriter, check_same
 
@@ -58,18 +58,19 @@ def store_rows(
     if items is None: items = pd.DataFrame(dict(file=[f'row {i}' for i in range(n)]))
     rows = Rows(acts, item, pos)
     _check_rows(rows, len(items))
-    w = StoreWriter(path, dict(meta or {}, data=_rows_id(rows, items)), items, dtype, append)
-    starts = range(0, n, shard_rows)
-    for s,lo in enumerate(starts):
-        if s+w.base not in w.done and not w.finished: w.write(s, rows.where(slice(lo,lo+shard_rows)))
-    return w.close(len(starts))
+    with alone(path, 'store_rows'):
+        w = StoreWriter(path, dict(meta or {}, data=_rows_id(rows, items)), items, dtype, append)
+        starts = range(0, n, shard_rows)
+        for s,lo in enumerate(starts):
+            if s+w.base not in w.done and not w.finished: w.write(s, rows.where(slice(lo,lo+shard_rows)))
+        return w.close(len(starts))
 
 # %% ../../nbs/acts/38_combine.ipynb #856e96dd
 def _check_alike(stores):
     "Raises `BadInput` when stores are not whole, or differ in more than their data."
     if not stores: raise BadInput('concat was given no stores')
     def same(man):
-        meta = {k:v for k,v in man['meta'].items() if k not in ('parts','data','device','source')}
+        meta = {k:v for k,v in man['meta'].items() if k not in ('parts','data')}
         return meta|dict(sites=man['sites'], dtype=man['dtype'])
     for s in stores:
         check_same(s.path, same(stores[0].man), same(s.man))
@@ -111,7 +112,9 @@ def concat(
     with alone(out, 'concat'):
         write_json(out/'.combine.json', fingerprint(parts))
         for name,src in files.items(): _link(src, out/name)
-        meta,n_rows = dict(first['meta'], parts=sum((s.meta['parts'] for s in stores), [])),sum(s['rows'] for s in shards)
+        read,n_rows = read_counts(shards),sum(s['rows'] for s in shards)
+        meta = dict(first['meta'], parts=sum((s.meta['parts'] for s in stores), []))
+        if read: meta['read'] = read
         man = dict(first, meta=meta, n_rows=n_rows, stats=stats_table(out, first['sites'], shards), **parts)
         with together(out, ['store.json'], ['.combine.json']) as new: write_json(new['store.json'], man)
     return ActStore(out)

@@ -9,10 +9,10 @@ __all__ = ['ExtractConfig', 'views', 'plan_batches', 'read_ahead', 'Extraction',
 # %% ../../nbs/acts/50_extract.ipynb #dc338c9e
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,14 @@ from torch import Tensor
 from ..core.options import with_options
 from ..core.compat import one_core
 from ..core.files import BadInput, make_folder, progress_bar
-from ..core.folders import keep_others
+from ..core.folders import alone, keep_others
 from ..core.tensors import tensor_key
-from ..core.processes import process_group
+from ..core.processes import check_device, process_group
 from ..models.backbone import Backbone, Batch, weights_id
 from ..models.hooks import capture, module_at
 from ..models.load import load_model
 from ..models.positions import check_rule, is_mean, row_mask, take_rows
+from ..models.pretrained import find_model
 from ..models.sites import resolve
 from .sources import Source, open_source
 from .rows import Rows, cat_rows
@@ -52,6 +53,9 @@ class ExtractConfig:
     shard_items:int|None=None # items in a file; default by size
     nonfinite:str='error'     # rows with NaN or infinite numbers: error, or drop
     workers:int|None=None     # threads that read and prepare; default one less than the cores, at most 8
+    label:str|None=None       # of a folder or list: the column that holds the labels, see `open_images`
+    white:float|None=None     # of images with numbers beyond bytes: the one that is white, see `rgb_image`
+    background:str='white'    # what transparent parts of images lie on
 
     def __post_init__(self):
         if self.n_views<1 or self.batch_size<1:
@@ -140,7 +144,8 @@ class Extraction:
         how = dict(n_views=c.n_views, batch_items=self.batch_items, shard_items=shard_items, seed=c.seed)
         where = dict(special=c.special, autocast=c.autocast, size=size, device=torch.device(m.device).type)
         data = dict(data=self.data.id, source=self.data.name, sites=self.points)
-        return what|how|where|data|(dict(masks=_masks_id(c.masks, len(self.data))) if self.rule=='mask' else {})
+        said = {k:v for k,v in dict(reading=self.data.reading, notes=self.data.notes).items() if v}
+        return what|how|where|said|data|(dict(masks=_masks_id(c.masks, len(self.data))) if self.rule=='mask' else {})
 
 # %% ../../nbs/acts/50_extract.ipynb #519b69d9
 @dataclass
@@ -150,20 +155,22 @@ class Fetched:
     item:list        # number of each entry's item
     view:list        # and which view of it each is
     skipped:list     # [item, reason] of those left out
+    read:list = field(default_factory=list) # what was done to images in reading them
 
 # %% ../../nbs/acts/50_extract.ipynb #156f8315
 def _fetch_batch(run, ids):
     "Open and prepare some items. Raises `BadInput` for one that cannot be read, unless such are to be skipped."
-    entries,item,view,skipped = [],[],[],[]
+    entries,item,view,skipped,read = [],[],[],[],[]
     for i in ids:
         try: x = run.data[i]
         except BadInput as e:
             if not run.cfg.skip_bad: raise BadInput(f'{e}; skip_bad leaves such items out') from e
             skipped.append([i,str(e)])
             continue
+        read += getattr(x,'info',{}).get('read',[])
         some = views(x, run.cfg.n_views, i, run.cfg.seed) if run.cfg.n_views>1 else [x]
         entries += some; item += [i]*len(some); view += range(len(some))
-    return Fetched(run.model.prepare(entries) if entries else None, item, view, skipped)
+    return Fetched(run.model.prepare(entries) if entries else None, item, view, skipped, read)
 
 # %% ../../nbs/acts/50_extract.ipynb #39249e38
 def _run_batch(run, batch):
@@ -267,9 +274,10 @@ def in_order(
     return rows if bool((key[1:]>=key[:-1]).all()) else rows.where(torch.argsort(key, stable=True))
 
 # %% ../../nbs/acts/50_extract.ipynb #247515e9
-def _write(writer, shard, parts, skipped, truncated):
+def _write(writer, shard, parts, skipped, truncated, read):
     rows = in_order(cat_rows(parts)) if parts else None
-    writer.write(shard, rows, sorted(skipped, key=lambda x: x[0]), truncated=truncated)
+    writer.write(shard, rows, sorted(skipped, key=lambda x: x[0]), truncated=truncated,
+                 **(dict(read=dict(Counter(read))) if read else {}))
 
 # %% ../../nbs/acts/50_extract.ipynb #ea3a3e6a
 def _collect(run, writer, shards, size, bar):
@@ -277,11 +285,11 @@ def _collect(run, writer, shards, size, bar):
     def batches(s): return plan_batches(run.data, s*size, min((s+1)*size,len(run.data)), run.batch_items)
     jobs = [(s,ids) for s in shards for ids in batches(s)]
     workers = run.cfg.workers or max(1, min(8, (os.cpu_count() or 2)-1))
-    parts,skipped,truncated,writing,n_rows,start = [],[],0,None,0,time.perf_counter()
+    parts,skipped,truncated,read,writing,n_rows,start = [],[],0,[],None,0,time.perf_counter()
     with ThreadPoolExecutor(1) as pool:
         for k,((s,ids),got) in enumerate(read_ahead(lambda s,ids: _fetch_batch(run, ids), jobs, workers)):
             rows,without = forward_rows(run, got)
-            skipped += without
+            skipped,read = skipped+without,read+got.read
             if got.batch is not None: truncated += got.batch.truncated
             if rows is not None:
                 parts.append(rows)
@@ -291,8 +299,8 @@ def _collect(run, writer, shards, size, bar):
             if k+1<len(jobs) and jobs[k+1][0]==s: continue
             if run.model.device!='cpu' and torch.cuda.is_available(): torch.cuda.synchronize()
             if writing: writing.result()
-            writing = pool.submit(_write, writer, s, parts, skipped, truncated)
-            parts,skipped,truncated = [],[],0
+            writing = pool.submit(_write, writer, s, parts, skipped, truncated, read)
+            parts,skipped,truncated,read = [],[],0,[]
         if writing: writing.result()
 
 # %% ../../nbs/acts/50_extract.ipynb #904f8a81
@@ -323,10 +331,13 @@ def extract(
     **options,                # or fields of ExtractConfig: n_views, batch_size, dtype, seed, device, skip_bad …
 )->ActStore:
     "Run a model over images or texts and keep what passes its hook points. Raises `BadInput` or `NotFound`."
-    cfg,data = with_options(config or ExtractConfig, options, 'extract'),open_source(data)
-    keep_others(make_folder(out), 'a store of activations', 'an unfinished store of activations')
+    cfg = with_options(config or ExtractConfig, options, 'extract')
     check_rule(rule)
-    with process_group() as (rank,world,wait):
+    check_device(cfg.device)
+    if isinstance(model,(str,Path)): find_model(model)
+    data = open_source(data, cfg.label, white=cfg.white, background=cfg.background)
+    keep_others(make_folder(out), 'a store of activations', 'an unfinished store of activations')
+    with process_group() as (rank,world,wait), alone(out, 'extract', f'-{rank}' if rank else ''):
         local = cfg.device=='cuda' and world>1
         device = f'cuda:{os.environ.get("LOCAL_RANK",0)}' if local else cfg.device
         if isinstance(model,(str,Path)): model = load_model(model, device)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'items_csv', 'write_items', 'read_items', 'Meta', 'ShardRecord', 'JournalRecord', 'read_journal',
-           'stats_table', 'finished_shards', 'whole_manifest', 'ItemTable', 'Manifest', 'read_manifest',
+           'stats_table', 'finished_shards', 'read_counts', 'whole_manifest', 'ItemTable', 'Manifest', 'read_manifest',
            'open_manifest']
 
 # %% ../../nbs/acts/25_manifest.ipynb #bf88ae1b
@@ -121,6 +121,14 @@ def finished_shards(
     why = f'; the first item was left out because {skipped[0][1]}' if skipped else ''
     raise BadInput(f'no rows were added: nothing to store{why}')
 
+# %% ../../nbs/acts/25_manifest.ipynb #bb5e6dc6
+def read_counts(
+    shards:list, # records of shards
+)->dict:         # what was done -> items
+    "How images were read that are more than red, green and blue from 0 to 255, and how many."
+    words = [(w,n) for s in shards for w,n in s.get('read',{}).items()]
+    return {w:sum(n for v,n in words if v==w) for w in dict(words)}
+
 # %% ../../nbs/acts/25_manifest.ipynb #83d690ea
 def whole_manifest(
     path:str|Path,      # the store's folder
@@ -135,6 +143,7 @@ def whole_manifest(
     records = old['shards']+new if old else new
     tables = old['items']+[table] if old else [table]
     n_rows,stats = sum(s['rows'] for s in records),stats_table(path, sites, records)
+    if read := read_counts(records): meta = meta|dict(read=read)
     return dict(format=FORMAT, version=VERSION, dtype=meta['dtype'], sites=sites, n_rows=n_rows, meta=meta,
                 stats=stats, items=tables, made_by=made_by(), shards=records)
 

@@ -44,7 +44,7 @@ def save_shard(
     from safetensors.torch import save
     raw = save(shard_tensors(rows))
     file = Path(path)/f'acts-{number:05d}.safetensors'
-    with atomic(file) as tmp: tmp.write_bytes(raw)
+    with atomic(file, len(raw)) as tmp: tmp.write_bytes(raw)
     widths = {site:a.shape[1] for site,a in rows.acts.items()}
     return dict(file=file.name, rows=len(rows), bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest(), d_in=widths)
 

@@ -12,7 +12,7 @@ from .damage import find_damage
 from .manifest import read_manifest
 from .store import ActStore
 from ..core.files import BadInput, NotFound, atomic, make_folder, progress_bar, sha256
-from ..core.folders import keep_others
+from ..core.folders import alone, keep_others
 
 # %% ../../nbs/acts/60_share.ipynb #a2551cc9
 def _open_url(url, **options):
@@ -74,17 +74,23 @@ def fetch(
     out = make_folder(out)
     keep_others(out, 'a store of activations')
     if not fs.exists(f'{root}/store.json'): raise NotFound(f'no activation store at {url} (no store.json there)')
-    new = make_folder(out/'.incoming')
-    (new/'store.json').write_bytes(fs.cat_file(f'{root}/store.json'))
-    if (out/'store.json').is_file(): _check_other((out/'store.json').read_bytes(), (new/'store.json').read_bytes(), out)
-    for name,want in progress_bar(_listed(read_manifest(new)), show=progress, desc='fetch', unit='file'):
-        if not ((out/name).is_file() and sha256(out/name)==want): _fetch_file(fs, f'{root}/{name}', out/name, want, url)
-    (new/'store.json').replace(out/'store.json'); new.rmdir()
+    with alone(out, 'fetch'): _fetch_all(fs, root, out, make_folder(out/'.incoming'), progress, url)
     return ActStore(out)
 
+def _fetch_all(fs, root, out, new, progress, url):
+    raw = fs.cat_file(f'{root}/store.json')
+    with atomic(new/'store.json', len(raw)) as tmp: tmp.write_bytes(raw)
+    if (out/'store.json').is_file(): _check_other((out/'store.json').read_bytes(), raw, out)
+    man = read_manifest(new)
+    sizes = {s['file']:s['bytes'] for s in man['shards']}
+    for name,want in progress_bar(_listed(man), show=progress, desc='fetch', unit='file'):
+        if (out/name).is_file() and sha256(out/name)==want: continue
+        _fetch_file(fs, f'{root}/{name}', out/name, want, url, sizes.get(name))
+    (new/'store.json').replace(out/'store.json'); new.rmdir()
+
 # %% ../../nbs/acts/60_share.ipynb #8ddd7e11
-def _fetch_file(fs, src, dst, want, url):
-    with atomic(dst) as tmp:
+def _fetch_file(fs, src, dst, want, url, size=None):
+    with atomic(dst, size) as tmp:
         try: fs.get_file(src, str(tmp))
         except FileNotFoundError as e: raise NotFound(f'{url} names {dst.name}, and it is not there') from e
         if sha256(tmp)!=want: raise BadInput(f'{dst.name} from {url} is not what its manifest says: the hash differs')

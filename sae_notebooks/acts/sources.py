@@ -10,14 +10,14 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import pandas as pd
 
-from ..core.data import Images, content_key, data_folder, open_images
+from ..core.data import Images, content_key, data_folder, open_images, rgb_image
 from ..core.files import (
     BadFile, BadInput, NotFound, fingerprint, parse_json, plain_file, read_json, sha256)
 from ..core.readers import checked, read_table
@@ -32,9 +32,11 @@ class Source:
     kind:str            # image, text or image+text
     id:str              # changes when the data does
     name:str=''         # what to call it in records
+    notes:list = field(default_factory=list)   # what was noticed when it was opened
+    reading:dict = field(default_factory=dict) # how images are read, where that was asked for: white, background
 
     def __len__(self): return len(self.items)
-    def __repr__(self): return f'{len(self)} items ({self.kind}) of {self.name or "memory"}'
+    def __repr__(self): return '; '.join([f'{len(self)} items ({self.kind}) of {self.name or "memory"}', *self.notes])
     def __getitem__(self, i:int):
         try: return self.get(i)
         except (BadInput, NotFound) as e: raise BadInput(f'item {i}: {e}') from e
@@ -43,8 +45,8 @@ class Source:
     def where(self, keep)->'Source':
         "The items for which `keep` (a boolean array, or positions) says so."
         at = np.flatnonzero(keep) if np.asarray(keep).dtype==bool else np.asarray(keep, dtype=int)
-        items = self.items.iloc[at].reset_index(drop=True)
-        return Source(lambda i: self.get(int(at[i])), items, self.kind, fingerprint([self.id, at.tolist()]), self.name)
+        items,id = self.items.iloc[at].reset_index(drop=True),fingerprint([self.id, at.tolist()])
+        return replace(self, get=lambda i: self.get(int(at[i])), items=items, id=id)
 
 # %% ../../nbs/acts/10_sources.ipynb #4e6d3098
 def _side_by_side(fn, jobs): # what fn makes of each, in order
@@ -68,16 +70,18 @@ def image_files(
     table['file_key'] = [content_key(images.root/f) for f in table.file]
     names = table.file.tolist()
     id = fingerprint([names,_side_by_side(lambda n: _file_hash(images.root/n), names)])
-    return Source(images.__getitem__, table, 'image', id, name or images.root.resolve().name)
+    name = name or images.root.resolve().name
+    return Source(images.__getitem__, table, 'image', id, name, images.notes, images.reading)
 
 # %% ../../nbs/acts/10_sources.ipynb #f8d1e2b8
 def image_list(
     table:str|Path, # a CSV file with a column file
+    **reading,      # how images are read: white, background
 )->Source:
     "The images that a list names, with all its columns. Raises `BadInput` for a list without files."
     items,root = _read_csv(table),Path(table).parent
     if not len(items) or 'file' not in items: raise BadInput(f'{table} lists no images')
-    return image_files(Images(root, items), Path(table).name)
+    return image_files(Images(root, items, reading=reading), Path(table).name)
 
 # %% ../../nbs/acts/10_sources.ipynb #1f1978e6
 def _read_csv(path): return read_table(path, dtype=str, na_values=[])
@@ -148,7 +152,7 @@ def kind_of(
                    'with "image" or "text"')
 
 # %% ../../nbs/acts/10_sources.ipynb #3eaa05ef
-def _rgb(x): return x.convert('RGB') if hasattr(x,'convert') and x.mode!='RGB' else x
+def _rgb(x): return rgb_image(x) if hasattr(x,'convert') and x.mode!='RGB' else x
 
 # %% ../../nbs/acts/10_sources.ipynb #6f521d4b
 def _labels(data):
@@ -198,20 +202,31 @@ def dataset(
 # %% ../../nbs/acts/10_sources.ipynb #9fc9f9ed
 def open_source(
     data, # a folder, a CSV list, a text file, an embedded name, a list, a dataset, or a Source
+    label:str|None=None, # of a file or folder: the column that holds the labels, see `open_images`
+    **reading,           # of a file or folder of images: white, background, see `rgb_image`
 )->Source:
     "Whatever it is, as a source. Raises `NotFound` or `BadInput`."
+    source = _opened(data, label, {k:v for k,v in reading.items() if v not in (None,'white')})
+    if not label or Path(str(data)).is_dir(): return source
+    if label in source.items: return replace(source, items=source.items.assign(label=source.items[label]))
+    raise BadInput(f'{data} has no column {label!r}; its columns are: {", ".join(source.items)}')
+
+# %% ../../nbs/acts/10_sources.ipynb #0f57e993
+def _opened(data, label, reading):
+    if (label or reading) and not isinstance(data,(str,Path)):
+        raise BadInput('label, white and background are for files and folders: give them to open_images')
     if isinstance(data,Source): return data
     if isinstance(data,Images): return image_files(data)
     if isinstance(data,pd.DataFrame): return texts(data)
     if not isinstance(data,(str,Path)): return dataset(data)
     p = Path(data).expanduser()
-    if p.is_file() and p.suffix=='.csv': return image_list(p) if 'file' in _read_csv(p) else text_file(p)
+    if p.is_file() and p.suffix=='.csv': return image_list(p, **reading) if 'file' in _read_csv(p) else text_file(p)
     if p.is_file() and p.suffix in ('.txt','.jsonl'): return text_file(p)
     if p.is_file(): raise BadInput(f'{data} is a file of a kind that is not known here: give a folder of images, '
                                    'a .csv list, or texts as .txt, .jsonl or .csv')
-    if p.is_dir(): return image_files(open_images(p))
+    if p.is_dir(): return image_files(open_images(p, label, **reading))
     embedded = _embedded_texts(str(data))
-    return text_file(embedded) if embedded else image_files(open_images(data))
+    return text_file(embedded) if embedded else image_files(open_images(data, label, **reading))
 
 # %% ../../nbs/acts/10_sources.ipynb #1e648bb1
 def _embedded_texts(name):

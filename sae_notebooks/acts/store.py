@@ -134,6 +134,9 @@ class ActStore(StoredRows):
     @property
     def n_items(self)->int: return sum(t['rows'] for t in self.man['items'])
     @property
+    def notes(self)->list: # what was noticed about the items, and how images were read
+        return [*self.meta.get('notes',[]), *(f'{n} read as {how}' for how,n in self.meta.get('read',{}).items())]
+    @property
     def skipped(self)->list: return [s for shard in self.man['shards'] for s in shard['skipped']] # [item, reason]
     def __repr__(self):
         name = self.meta.get('model','?')

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..core.files import BadInput, append_line, fingerprint, make_folder, sha256, write_json
+from ..core.files import BadInput, append_line, fingerprint, make_folder, room_for, sha256, write_json
 from ..core.folders import alone, clear_leftovers, keep_others, together
 from .rows import Rows, check_finite
 from .shards import save_shard
@@ -22,13 +22,15 @@ from .manifest import (
 from .store import ActStore
 
 # %% ../../nbs/acts/35_write.ipynb #26a1ff8d
+_told = 'device','source','notes','read' # said of a store, and nothing that decides its rows
+
 def check_same(
     path:str|Path, # the store's folder, for the message
     was:dict,      # what it holds
     now:dict,      # what is to be written
 ):
     "Raises `BadInput` that names the settings in which two stores differ."
-    diff = [k for k in {**was,**now} if was.get(k)!=now.get(k) and k not in ('device','source')]
+    diff = [k for k in {**was,**now} if was.get(k)!=now.get(k) and k not in _told]
     if not diff: return
     if 'ids' in diff: raise BadInput(f'{path} was written by an older version, which did not keep the content of data and '
                                      'weights: it can be read as it is; name another folder to write')
@@ -78,11 +80,12 @@ def _sound_rows(rows, dtype, nonfinite, items):
 # %% ../../nbs/acts/35_write.ipynb #64d09ed7
 @contextmanager
 def _disk(path):
-    "Errors of the disk, in words."
-    try: yield
+    "Errors of the disk, in words; of a full one `NoSpace`, as everywhere."
+    try:
+        with room_for(path): yield
     except OSError as e:
         raise BadInput(f'cannot write to {path} ({e.strerror or e}): what was written so far is kept; '
-                       'make room and run the same again') from e
+                       'run the same again when one can') from e
 
 # %% ../../nbs/acts/35_write.ipynb #4af36734
 def _check_choice(name, value, *choices):

@@ -59,7 +59,7 @@ def open_chexpert(
 def _from_labels(root):
     "Films with our own `labels.csv`, some of whose columns are CheXpert's."
     if not (root/'labels.csv').is_file(): raise NotFound(f'{root} holds neither train.csv, valid.csv nor labels.csv')
-    films = open_images(root)
+    films = open_images(root, '')
     if 'patient' not in films.items: raise BadInput(f'{root}/labels.csv has no column "patient"')
     for c in [c for c in chexpert_labels if c in films.items]:
         films.items[c] = pd.to_numeric(films.items[c], errors='coerce')

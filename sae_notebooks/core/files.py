@@ -125,7 +125,7 @@ def write_json(
     "Write `obj` as readable JSON, atomically. Raises `BadInput` for what JSON does not have, such as NaN."
     try: text = (json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)+'\n').encode()
     except (ValueError, RecursionError) as e: raise BadInput(f'{path} is not written: {e}') from e
-    with atomic(path) as tmp: tmp.write_bytes(text)
+    with atomic(path, len(text)) as tmp: tmp.write_bytes(text)
 
 # %% ../../nbs/core/05_files.ipynb #e7b884a8
 def plain_file(
@@ -169,12 +169,16 @@ def append_line(
 ):
     "Append one line of JSON, durably; a torn line of an earlier run is ended first."
     line = json.dumps(obj, allow_nan=False, ensure_ascii=ascii).encode()
-    with room_for(path), open(path,'ab+') as f:
+    with room_for(path, len(line)+1), open(path,'ab+',buffering=0) as f:
         size = f.tell()
         f.seek(max(size-1,0))
         torn = size>0 and f.read(1)!=b'\n'
-        f.write(b'\n'*torn+line+b'\n')
-        f.flush()
+        left = b'\n'*torn+line+b'\n'
+        try:
+            while left: left = left[f.write(left):]
+        except OSError:
+            f.truncate(size) # no half a line
+            raise
         if sync: os.fsync(f.fileno())
 
 # %% ../../nbs/core/05_files.ipynb #8de62af2

@@ -92,8 +92,9 @@ def _take(path, what):
         if path.exists() and os.path.samestat(os.fstat(f.fileno()), os.stat(path)): break
         f.close() # its holder has just removed it
     f.truncate(0)
-    f.write(f'{what} (process {os.getpid()}, since {time.strftime("%Y-%m-%d %H:%M:%S")})')
-    f.flush()
+    said = f'{what} (process {os.getpid()}, since {time.strftime("%Y-%m-%d %H:%M:%S")})'
+    try: os.write(f.fileno(), said.encode())
+    except OSError: pass # a full disk: the lock holds without a name
     return f
 
 # %% ../../nbs/core/06_folders.ipynb #23eb254b

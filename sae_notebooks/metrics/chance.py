@@ -212,8 +212,8 @@ def near_duplicates(
     pairs,cos = [],[]
     for lo in range(0,len(emb),block):
         e = unit_rows(emb[lo:lo+block], first=lo).float()
-        for first in range(lo,len(emb),_rows):
-            s = e@unit_rows(emb[first:first+_rows], first=first).float().T
+        for first in range(lo,len(emb),4*block):
+            s = e@unit_rows(emb[first:first+4*block], first=first).float().T
             i,j = ((s.triu_(1) if first==lo else s)>=above).nonzero(as_tuple=True)
             pairs.append(torch.stack([i+lo,j+first],1))
             cos.append(s[i,j])

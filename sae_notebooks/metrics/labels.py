@@ -338,37 +338,42 @@ def _correlation(acts, y):
     m.update(acts, y)
     return m.compute()['corr'].reshape(acts.shape[1],-1)
 
+# %% ../../nbs/metrics/35_labels.ipynb #a91d09a3
+def _places(entries, n, d):
+    "The place of each entry among all images, ties half, above that of a zero; and the place of a zero, (d_sae,)."
+    col,rows,val,tie = entries
+    below,zeros,low = _placed(torch.ones_like(val), col, val, tie, d, float(n))
+    ptr = torch.cat([torch.zeros(1,dtype=torch.long), torch.bincount(rows, minlength=n).cumsum(0)])
+    zero,by_row = low+zeros/2,rows.argsort(stable=True)
+    return Codes(ptr, col[by_row], (below-zero[col])[by_row], d),zero
+
+# %% ../../nbs/metrics/35_labels.ipynb #e5eb4af9
+def _known_area(entries, d, y):
+    "AUROC for one label among the images of which it is known, (d_sae,)."
+    (col,rows,val,tie),pos,neg = entries,(y==1).double(),(y==0).double()
+    below,zeros,low = _placed(neg[rows], col, val, tie, d, neg.sum())
+    own = torch.zeros(d, dtype=torch.double)
+    rest = pos.sum()-own.index_add(0, col, pos[rows])
+    return (own.index_add(0, col, pos[rows]*below)+rest*(low+zeros/2))/(pos.sum()*neg.sum())
+
 # %% ../../nbs/metrics/35_labels.ipynb #374e31fb
 class Areas:
     "AUROC of every feature for one set of labels after another."
     def __init__(self,
         acts, # activations: Codes, dense or sparse (n, d_sae)
     ):
-        self.codes = as_acts(acts)
-        if isinstance(self.codes, Tensor): self.codes = dense_to_codes(self.codes)
-        self.codes = _drop_zeros(self.codes).to('cpu')
-        self.entries,n = _sorted_entries(self.codes),len(self.codes)
-        col,rows,val,tie = self.entries
-        below,zeros,low = _placed(torch.ones_like(val), col, val, tie, self.codes.d_sae, float(n))
-        self.zero = low+zeros/2 # the place of a zero, (d_sae,)
-        ptr = torch.cat([torch.zeros(1,dtype=torch.long), torch.bincount(rows, minlength=n).cumsum(0)])
-        by_row = rows.argsort(stable=True)
-        self.place = Codes(ptr, col[by_row], (below-self.zero[col])[by_row], self.codes.d_sae)
+        codes = as_acts(acts)
+        codes = _drop_zeros(dense_to_codes(codes) if isinstance(codes, Tensor) else codes).to('cpu')
+        self.d,self.entries = codes.d_sae,_sorted_entries(codes)
+        self.place,self.zero = _places(self.entries, len(codes), self.d) # of a zero, (d_sae,)
 
-    def __call__(self, y:Tensor)->Tensor: # from `label_matrix`, (n, C) -> (d_sae, C), NaN where all or none have a label
+    def __call__(self, y:Tensor)->Tensor: # (n, C) -> (d_sae, C), NaN where all or none have a label
         y = y.cpu().double()
-        if y.isnan().any(): return torch.stack([self._known(v) for v in y.T], 1)
+        if y.isnan().any(): return torch.stack([_known_area(self.entries, self.d, v) for v in y.T], 1)
         n1 = y.sum(0)
         placed = feature_sums(self.place, self.place.val, y)+self.zero[:,None]*n1
         return (placed-n1**2/2)/(n1*(len(y)-n1)) # 0/0 where there is nothing to tell apart
 
-    def _known(self, y): # of one label, among the images that have it or not
-        col,rows,val,tie = self.entries
-        pos,neg = (y==1).double(),(y==0).double()
-        below,zeros,low = _placed(neg[rows], col, val, tie, self.codes.d_sae, neg.sum())
-        own = torch.zeros(self.codes.d_sae, dtype=torch.double)
-        rest = pos.sum()-own.index_add(0, col, pos[rows])
-        return (own.index_add(0, col, pos[rows]*below)+rest*(low+zeros/2))/(pos.sum()*neg.sum())
 
 # %% ../../nbs/metrics/35_labels.ipynb #25f50853
 class BestLabel:

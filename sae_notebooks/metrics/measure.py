@@ -220,10 +220,11 @@ def chosen_items(
     enough = known is not None and known.any() and (~known).sum()>=6
     if on=='auto': on = 'held-out' if kept and enough else 'all'
     if on=='all': return store,None if known is None else float(known.mean())
-    if known is None: raise BadInput(f'which of these items the SAE was trained on is not recorded: on={on!r} cannot be')
+    if known is None: raise BadInput(f'which items the SAE was trained on is not recorded: on={on!r} cannot be')
     keep = seen if on=='training' else ~seen
     n = int((known if on=='training' else ~known).sum())
-    if n<6: raise BadInput(f'{n} of {len(known)} items are {on.replace("training","of the training rows")}: scores need '
+    of = on.replace('training','of the training rows')
+    if n<6: raise BadInput(f'{n} of {len(known)} items are {of}: scores need '
                            'six or more; hold more out in training, or measure with on="all" (--on all)')
     return store.where(keep[item]),float(on=='training')
 
@@ -480,6 +481,7 @@ def _about(sae, store, im, share, own):
     at,was = origin(store),trained_at(sae)
     about = dict(items=len(store.items), sae=sae.cfg, **{k:at.get(k) for k in ('model','point','rule')})
     about |= dict(rows=seen_words(share), training_share=share, **known_images(store.items, im.item))
+    if store.meta.get('reading'): about['reading'] = store.meta['reading'] # how images were asked to be read
     if other_origin(was, at): about['trained_at'] = was
     return about|(dict(same_judges=own) if own else {})
 

@@ -9,6 +9,7 @@ __all__ = ['Summary', 'FeatureReport', 'load_report', 'named', 'known_images', '
 import hashlib
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from torch import Tensor
 from ..core.tensors import map_tensors
 from ..core.codes import Codes, check_codes
 from ..core.data import content_key, image_getter
-from ..core.files import BadFile, BadInput, NotFound, inside, read_json, write_json
+from ..core.files import BadFile, BadInput, NotFound, inside, read_json, room_for, write_json
 from ..core.folders import check_hashes, file_hashes, new_version, settle
 from ..core.readers import Count, check_columns, checked, read_table
 from .contexts import Contexts
@@ -56,8 +57,12 @@ class FeatureReport:
         names = [f'{nm}.csv' for nm in tables]+[f'{nm}.safetensors' for nm in arrays]
         old = 'table_*.csv','codes.safetensors','contexts.safetensors'
         with new_version(path, 'a feature report', [*names,'report.json'], old, overwrite) as new:
-            for nm,t in tables.items(): t.to_csv(new[f'{nm}.csv'], lineterminator='\n')
-            for nm,a in arrays.items(): save_file(a, new[f'{nm}.safetensors'])
+            for nm,t in tables.items():
+                raw = t.to_csv(lineterminator='\n').encode()
+                with room_for(Path(path)/f'{nm}.csv', len(raw)): new[f'{nm}.csv'].write_bytes(raw)
+            for nm,a in arrays.items():
+                size = sum(v.nbytes for v in a.values())
+                with room_for(Path(path)/f'{nm}.safetensors', size): save_file(a, new[f'{nm}.safetensors'])
             hashes = file_hashes({nm:new[nm] for nm in names})
             write_json(new['report.json'], dict(self.summary, tables=list(self.tables), files=hashes))
         return Path(path)
@@ -100,15 +105,18 @@ _Figure,_Count,_Word = float|None,Count|None,str|None
 def _optional(**kinds): return [(k,kind,None) for kind,names in kinds.values() for k in names.split()]
 
 _Unique = make_dataclass('_Unique', _optional(a=(_Figure,'share_half popular_half')))
-_Names = make_dataclass('_Names', _optional(a=(_Figure,'auroc lo hi null null_lo null_hi p better'),
-                                            b=(_Count,'tested untested named abstained failed')))
+_Names = make_dataclass('_Names', _optional(a=(_Figure,'auroc lo hi null null_lo null_hi p better tested'),
+                                            b=(_Count,'untested named abstained failed')))
+_Reading = make_dataclass('_Reading', _optional(a=(_Figure,'white'), b=(_Word,'background')))
 
 Summary = make_dataclass('Summary', _optional(
     figures=(_Figure,'''fve fve_lo fve_hi l0 floor purity_floor fms_star ms ms_lo ms_hi ms_median ms_top lift meaningful
-                        purity purity_lo purity_hi purity_median'''),
+                        purity purity_lo purity_hi purity_median training_share'''),
     counts=(_Count,'items images parts dead dense undefined near_copies groups largest_group'),
-    words=(_Word,'model evaluator images_hash kind pool'), more=(_Names|None,'names'),
-    point=(str|list[str]|None,'point'), unique=(_Unique|None,'uniqueness'))+[('tables',list[str],field(default_factory=list))])
+    words=(_Word,'model evaluator images_hash contents_hash rule rows kind pool'),
+    more=(_Names|None,'names'), point=(str|list[str]|None,'point'),
+    unique=(_Unique|None,'uniqueness'), own=(list[str]|None,'same_judges'), reading=(_Reading|None,'reading'),
+    at=(dict[str,Any]|None,'trained_at'))+[('tables',list[str],field(default_factory=list))])
 Summary.__doc__ = 'What `report.json` says of the whole.'
 
 # %% ../../nbs/metrics/80_report.ipynb #c7c2efd9
@@ -181,7 +189,8 @@ def known_images(
     most:int=256,       # of which contents are compared, at even distances
 )->dict:                # images_hash, of names; contents_hash
     "What the measured images are known by."
-    def hashed(names): return hashlib.sha256('\n'.join(map(str, names)).encode('utf-8','surrogatepass')).hexdigest()[:16]
+    def hashed(names):
+        return hashlib.sha256('\n'.join(map(str, names)).encode('utf-8','surrogatepass')).hexdigest()[:16]
     out = dict(images_hash=hashed(items['file' if 'file' in items else items.columns[0]].iloc[item]))
     few = np.asarray(item)[np.linspace(0, len(item)-1, min(len(item),most)).astype(int)]
     return out|dict(contents_hash=hashed(items['file_key'].iloc[few])) if 'file_key' in items else out

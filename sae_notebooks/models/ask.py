@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..core.data import image_uri, model_folder
+from ..core.data import image_uri
 from ..core.files import BadInput, NotFound, append_line, fingerprint, make_folder, progress_bar, read_lines
+from ..core.processes import check_device
 from .backbone import weights_id
-from .pretrained import chat_prompt, load_pretrained
+from .pretrained import chat_prompt, find_model, load_pretrained
 
 # %% ../../nbs/models/90_ask.ipynb #f1347107
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class LocalModel:
         device:str='cpu',   # where it runs
         dtype:str='auto',   # of the weights
     ):
-        path = model_folder(name)
+        path,device = find_model(name),check_device(device)
         self.name,self.device,self._lock,self.sees = Path(path).name,device,threading.Lock(),True
         try: net,self.processor = load_pretrained(path, 'AutoModelForImageTextToText', 'AutoProcessor', dtype)
         except NotFound:

@@ -82,7 +82,7 @@ def capture(
     acts = {}
     def save(point):
         def see(a):
-            acts[point] = a.detach()
+            acts[point] = a.detach() if isinstance(a, Tensor) else a # some modules hand on a whole record
             if stop and len(acts)==len(set(names)): raise _Enough
         return see
     with _hooked(model, {p:save(p) for p in names}): yield acts

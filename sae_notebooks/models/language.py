@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backbone import CONTENT, Backbone, Batch, span_tokens, text_roles, tokenize
-from .pretrained import load_pretrained
+from .pretrained import find_model, load_pretrained
 from .sites import stacks
-from ..core.data import model_folder
 from ..core.files import BadInput
+from ..core.processes import check_device
 
 # %% ../../nbs/models/60_language.ipynb #6c318bd7
 @torch.no_grad()
@@ -100,7 +100,7 @@ def load_language(
     context:int|None=None, # longest text in tokens
 )->LanguageModel:
     "A language model by name or folder. Raises `NotFound` when it cannot be loaded."
-    return LanguageModel(model_folder(str(name)), device, dtype, context)
+    return LanguageModel(find_model(name), check_device(device), dtype, context)
 
 # %% ../../nbs/models/60_language.ipynb #8bebe166
 def split_texts(

@@ -15,11 +15,11 @@ from torch import Tensor
 from .backbone import IMAGE, Backbone, Batch, text_roles
 from .hooks import capture
 from .language import write_on
-from .pretrained import chat_prompt, load_pretrained
+from .pretrained import chat_prompt, find_model, load_pretrained
 from .sites import resolve, stacks
 from .vision import image_roles
-from ..core.data import model_folder
 from ..core.files import BadInput
+from ..core.processes import check_device
 
 # %% ../../nbs/models/70_llava.ipynb #c284679d
 def image_prompt(
@@ -96,4 +96,4 @@ def load_llava(
     dtype:str='auto',   # of the weights
 )->Llava:
     "An image-and-text model by name or folder. Raises `NotFound` when it cannot be loaded."
-    return Llava(model_folder(str(name)), device, dtype)
+    return Llava(find_model(name), check_device(device), dtype)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..core.compat import import_torchvision
 from ..core.data import model_folder
 from ..core.files import BadInput, NotFound
+from ..core.processes import check_device
 from .backbone import tokenize
 from .pretrained import without_bars
 from .vision import VisionModel
@@ -165,7 +166,7 @@ def load_medclip(
     dtype:str='float32', # of the weights
 )->MedCLIP:
     "MedCLIP by folder. Raises `NotFound` without a checkpoint, `BadInput` where its weights do not fill the towers."
-    return MedCLIP(model_folder(name), device, dtype)
+    return MedCLIP(model_folder(name), check_device(device), dtype)
 
 # %% ../../nbs/models/55_medclip.ipynb #097a3b42
 def is_medclip(

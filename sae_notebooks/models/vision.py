@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from sae_notebooks.models.backbone import (CLS, CONTENT, SPECIAL, Backbone, Batch, check_texts, span_tokens, text_roles,
     tokenize)
-from .pretrained import load_pretrained
+from .pretrained import find_model, load_pretrained
 from ..core.compat import import_torchvision
-from ..core.data import model_folder
 from ..core.files import BadInput, NotFound
+from ..core.processes import check_device
 
 # %% ../../nbs/models/50_vision.ipynb #816a9590
 def image_prefix(
@@ -227,7 +227,8 @@ def load_vision(
     dtype:str='float32',      # of the weights: float32, bfloat16, float16, or auto as they were saved
 )->VisionModel:
     "An image model by name or folder. Raises `NotFound` or `BadInput` when no library can load it."
-    p = Path(path := model_folder(name))
+    check_device(device)
+    p = Path(path := find_model(name))
     if (p/'image_head.safetensors').is_file(): return SmallImageText(path, device, image_size or 160)
     if (p/'open_clip_config.json').is_file(): return OpenClip(f'local-dir:{p}', device, dtype)
     if p.is_dir() and not (p/'config.json').is_file():

@@ -76,9 +76,9 @@ def _split_options(given, kind):
     return NameOptions(**{k:v for k,v in given.items() if k in own}),{k:v for k,v in given.items() if k in more}
 
 # %% ../../nbs/naming/50_name.ipynb #05b71c84
-def _from_words(report, e, net, words, part, o, more):
+def _from_words(report, e, words, part, o, more):
     "Names from a word list: one row a feature."
-    t = name_by_words(report.codes, e, embed_words(net, words), part=='name', seed=o.seed, **more)
+    t = name_by_words(report.codes, e, words, part=='name', seed=o.seed, **more)
     t = t[['name','names','status','why']]
     return t if o.features is None else t.loc[list(o.features)]
 
@@ -110,15 +110,22 @@ def _with_test(spent, questions=12):
     n = spent['questions']
     return spent|dict(questions=n+n*questions, tokens=spent['tokens']+n*questions*(spent['tokens']//max(n,1)//3+60))
 
-def _space(report, images, model, o):
-    "The model that names or judges, and the items in its space; None of either where texts need none."
-    texts = _of_texts(report)
-    if texts and model is None: return None,o.emb
+def _model(model, texts):
+    "The model that names or judges; None where texts need none."
+    if texts and model is None: return None
     model = model or 'small_image_text'
-    if isinstance(model,str): model = (load_model if texts else load_vision)(model)
-    return model,embed_report(report, images, model, progress=o.progress) if o.emb is None else o.emb
+    return (load_model if texts else load_vision)(model) if isinstance(model,str) else model
+
+def _said_of_words(words, texts):
+    "Where the names are from."
+    if words is None: return 'words of the texts' if texts else 'nouns'
+    return words if isinstance(words,str) else 'own list'
 
 # %% ../../nbs/naming/50_name.ipynb #a9773c4d
+def _check_text_side(net):
+    if 'text' in net.takes: return
+    raise BadInput(f'{net.name} has no text side: names need an image-text model, such as small_image_text or a CLIP')
+
 def name(
     report:FeatureReport,      # from `measure`
     images,                    # the measured images or texts: item -> PIL image or text, such as an `Images`
@@ -130,16 +137,19 @@ def name(
     "Name features from one part of the items and test the names on another; `small_image_text` where images need it."
     o,more = _split_options(options, WordOptions if namer is None else Shown)
     images = measured_images(report, images, o.allow_other)
-    net,e = _space(report, images, model, o)
-    part,texts = o.parts(len(report.codes)),_of_texts(report)
-    if namer is not None: t = _from_model(report, images, e, namer, part, o, more)
+    texts = _of_texts(report)
+    net = _model(model, texts)
+    if not texts and (o.judge is None or namer is None): _check_text_side(net)
+    read = None if namer or texts else embed_words(net, words or 'nouns') # before the images: a bad list says so at once
+    e = embed_report(report, images, net, progress=o.progress) if o.emb is None and net is not None else o.emb
+    part = o.parts(len(report.codes))
+    if namer: t = _from_model(report, images, e, namer, part, o, more)
     elif texts: t = _from_text_words(report, images, words, part, o, more)
-    else: t = _from_words(report, e, net, words or 'nouns', part, o, more)
+    else: t = _from_words(report, e, read, part, o, more)
     judge = o.judge or (_text_judge(report, images, namer, o) if texts else ImageTextJudge(net,e))
     s = score_names(report, t, judge, e, part=='test', seed=o.seed, groups=o.groups)
     out,t = _tested(report, t, s)
-    usual = 'words of the texts' if texts else 'nouns'
-    by = getattr(namer,'name',None) or (words or usual if isinstance(words or usual,str) else 'own list')
+    by = getattr(namer,'name',None) or _said_of_words(words, texts)
     out.summary = dict(report.summary, names=_summary(t, s)|dict(namer=str(by)))
     return out
 

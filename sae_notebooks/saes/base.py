@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.codes import Codes, dense_to_codes, feature_sums, flat_to_codes, sparse_decode
-from ..core.files import BadInput, NotFound, made_by, read_json, write_json
+from ..core.files import BadInput, NotFound, made_by, read_json, room_for, write_json
 from ..core.folders import check_hashes, file_hashes, new_version, settle
 
 # %% ../../nbs/saes/10_base.ipynb #e4c99210
@@ -131,6 +131,12 @@ class SAE(Autoencoder):
     unit_norm = True         # atoms are kept at length one
     norms_fold = True        # twice the pre-activation is twice the feature
     dense_above = .1         # share of active features from which dense matrix products are faster
+    weighs = None            # (option, value): what weighs a penalty on active features, and how much where it is None
+    follows_l0 = False       # whether training moves that weight until `target_l0` features are active
+
+    def weight(self)->float: # of that penalty
+        name,usual = self.weighs
+        return usual if self.cfg[name] is None else self.cfg[name]
 
     @staticmethod
     def from_pretrained(name, **options)->'SAE':
@@ -247,7 +253,14 @@ def make_sae(
     "A fresh SAE by the name of its architecture. Raises `BadInput` for a name that is not registered."
     there = ', '.join(sorted(architectures))
     if architecture not in architectures: raise BadInput(f'no architecture {architecture!r}; there are: {there}')
-    return architectures[architecture](**kw)
+    try: return architectures[architecture](**kw)
+    except BadInput as e: raise BadInput(f'{e}{_takers(architecture, kw)}') from e
+
+def _takers(architecture, kw): # which architectures take an option that this one does not
+    own = architectures[architecture].defaults
+    def who(k): return sorted(a for a,cls in architectures.items() if k in cls.defaults)
+    said = [f'. {k} is an option of {", ".join(who(k))}' for k in kw if k not in own and who(k)]
+    return said[0] if said else ''
 
 # %% ../../nbs/saes/10_base.ipynb #0e9f3cb9
 def _saelens_tensors(sae):
@@ -279,8 +292,10 @@ def save_sae(
     run = dict(completes='an unfinished training run') if history is not None else {}
     known = {k:v for k,v in sae.metadata.items() if k not in ('key','given','files')} # of the folder it is from
     with new_version(path, 'an SAE', names+['history.csv']*len(run), old, overwrite, **run) as new:
-        save_file(_saelens_tensors(sae), new[weights])
-        if run: history.to_csv(new['history.csv'], index=False)
+        tensors = _saelens_tensors(sae)
+        with room_for(Path(path)/weights, sum(t.nbytes for t in tensors.values())): save_file(tensors, new[weights])
+        if run:
+            with room_for(Path(path)/'history.csv'): history.to_csv(new['history.csv'], index=False)
         hashes = file_hashes({nm:p for nm,p in new.items() if nm!='cfg.json'})
         write_json(new['cfg.json'], _saelens_cfg(sae, known|(metadata or {})|dict(files=hashes)))
 

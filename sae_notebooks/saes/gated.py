@@ -26,7 +26,8 @@ def magnitude(
 @register
 class GatedSAE(SAE):
     "Gate and magnitude with shared directions (Rajamanoharan et al. 2024, Gated SAEs)."
-    architecture,defaults = 'gated',dict(l1=1e-2)
+    architecture,defaults = 'gated',dict(l1=None, target_l0=None) # given no weight, training finds one for a wished L0
+    weighs,follows_l0 = ('l1',1e-2),True
     file_names = {'enc':'W_enc','b_enc':'b_gate'}
 
     def set_up(self):
@@ -52,5 +53,5 @@ class GatedSAE(SAE):
             feature_acts = codes.with_val(self.value(gate.val, codes))
             by_gate,total = sparse_decode(gate, W_dec),gate.val.sum()
         loss,recons = self.recon_loss(x, feature_acts, metric)
-        terms = dict(recon=loss, l1=ramp*self.cfg['l1']*total/len(x), gate=squared(by_gate+b_dec-x, metric))
+        terms = dict(recon=loss, l1=ramp*self.weight()*total/len(x), gate=squared(by_gate+b_dec-x, metric))
         return Fit(terms, recons, feature_acts)

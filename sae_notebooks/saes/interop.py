@@ -7,6 +7,7 @@ __all__ = ['layouts', 'Layout', 'read_tensors', 'Settings', 'read_sae', 'from_pr
 
 # %% ../../nbs/saes/80_interop.ipynb #54dff89e
 import importlib.util
+import io
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import BadInput, NotFound, read_json, write_json
+from ..core.files import BadInput, NotFound, read_json, room_for, write_json
 from ..core.folders import check_hashes, file_hashes, new_version, settle
 from .base import SAE, load_sae, load_weights, make_sae, readers, save_sae, sound
 
@@ -243,10 +244,10 @@ def _write_saelens(sae, path, overwrite):
 
 # %% ../../nbs/saes/80_interop.ipynb #2086d8f0
 @contextmanager
-def _foreign(path, weights, config, settings, overwrite): # both files or none; the hash of the weights in the settings
+def _foreign(sae, path, weights, config, settings, overwrite): # both files or none; the hash of the weights in the settings
     old = 'cfg.json','config.json','sae.safetensors','ae.pt','sae_weights.safetensors','history.csv','log.jsonl'
     with new_version(path, 'an SAE', [weights,config], old, overwrite) as new:
-        yield new[weights]
+        with room_for(Path(path)/weights, sum(t.nbytes for t in sae.state_dict().values())): yield new[weights]
         write_json(new[config], dict(settings, sae_notebooks=dict(files=file_hashes({weights:new[weights]}))))
 
 def _write_sparsify(sae, path, overwrite):
@@ -255,7 +256,7 @@ def _write_sparsify(sae, path, overwrite):
     weights = {'encoder.weight':sae.enc.contiguous(), 'encoder.bias':sae.b_enc, 'W_dec':sae.W_dec, 'b_dec':sae.b_dec}
     settings = dict(activation='topk', expansion_factor=sae.d_sae//sae.d_in, normalize_decoder=True,
         num_latents=sae.d_sae, k=sae.cfg['k'], multi_topk=False, skip_connection=False, transcode=False, d_in=sae.d_in)
-    with _foreign(path, 'sae.safetensors', 'cfg.json', settings, overwrite) as file:
+    with _foreign(sae, path, 'sae.safetensors', 'cfg.json', settings, overwrite) as file:
         save_file({k:v.detach() for k,v in weights.items()}, file)
 
 # %% ../../nbs/saes/80_interop.ipynb #c4deb47e
@@ -281,8 +282,10 @@ def _write_dictionary_learning(sae, path, overwrite):
     trainer = dict(dict_class=classes[arch], activation_dim=sae.d_in, dict_size=sae.d_sae)
     if 'k' in sae.cfg: trainer['k'] = sae.cfg['k']
     if arch=='matryoshka': trainer['group_sizes'] = sae.sizes
-    with _foreign(path, 'ae.pt', 'config.json', dict(trainer=trainer), overwrite) as file:
-        with open(file,'wb') as f: torch.save(_for_dictionary_learning(sae), f) # by name, it would keep the name
+    with _foreign(sae, path, 'ae.pt', 'config.json', dict(trainer=trainer), overwrite) as file:
+        buf = io.BytesIO() # by name, it would keep the name, and of a full disk it says nothing one could understand
+        torch.save(_for_dictionary_learning(sae), buf)
+        file.write_bytes(buf.getbuffer())
 
 # %% ../../nbs/saes/80_interop.ipynb #3cf0878b
 def save_as(

@@ -65,7 +65,8 @@ def step(
 class JumpReLUSAE(SAE):
     "A learnt threshold for each feature (Rajamanoharan et al. 2024)."
     architecture = 'jumprelu'
-    defaults = dict(l0=1e-3, threshold=1e-3, band=1e-3, penalty='step', target_l0=None, tanh_scale=4.)
+    defaults = dict(l0=None, threshold=1e-3, band=1e-3, penalty='step', target_l0=None, tanh_scale=4.)
+    weighs = 'l0',1e-3
 
     def set_up(self):
         penalty,band = self.cfg['penalty'],self.cfg['band']
@@ -73,6 +74,7 @@ class JumpReLUSAE(SAE):
         if not band>0: raise BadInput(f'band must be above 0, not {band}')
         self.threshold = nn.Parameter(torch.full((self.d_sae,), float(self.cfg['threshold'])))
 
+    def weight(self): return 1. if self.cfg['l0'] is None and self.cfg['target_l0'] else super().weight()
     def infer(self, pre_acts): return above_threshold(pre_acts, self.threshold.detach().clamp_min(0))
     def select(self, pre_acts):
         lower_edge = self.threshold.clamp_min(0)-self.cfg['band']/2
@@ -94,4 +96,4 @@ class JumpReLUSAE(SAE):
     def penalties(self, x, codes, ramp):
         l0,target = self._n_active/len(x),self.cfg['target_l0']
         self._n_active = None # nothing of the graph is kept
-        return dict(l0=ramp*self.cfg['l0']*(l0 if not target else (l0/target-1).square()))
+        return dict(l0=ramp*self.weight()*(l0 if not target else (l0/target-1).square()))

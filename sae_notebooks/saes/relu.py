@@ -24,12 +24,13 @@ def lp(
 # %% ../../nbs/saes/25_relu.ipynb #56abc684
 @register
 class ReLUSAE(SAE):
-    "Every positive pre-activation is active, and `l1` times the sum of features is added (Bricken et al. 2023)."
+    """Every positive pre-activation is active, and `l1` times the sum of features is added (Bricken et al. 2023).
+    `p`: power of each feature in that sum; `target_l0`: active features wished, for which training finds the weight."""
     architecture = 'relu'
-    defaults = dict(l1=1e-2, p=1.) # weight of the penalty on data of unit scale; power of each feature in it
+    defaults,weighs,follows_l0 = dict(l1=None, p=1., target_l0=None),('l1',1e-2),True # weight on data of unit scale
 
     def activate(self, pre_acts): return pre_acts.relu()
     def select(self, pre_acts): return (pre_acts>0).flatten().nonzero().squeeze(1)
     def penalties(self, x, codes, ramp):
         acts = codes.val if isinstance(codes, Codes) else codes
-        return dict(l1=ramp*self.cfg['l1']*lp(acts, self.cfg['p'])/len(x))
+        return dict(l1=ramp*self.weight()*lp(acts, self.cfg['p'])/len(x))

@@ -10,7 +10,7 @@ import math
 import time
 from pathlib import Path
 
-from ..core.files import BadInput, append_line, make_folder
+from ..core.files import BadInput, append_line, make_folder, room_for
 
 # %% ../../nbs/training/15_log.ipynb #39b457e2
 class JsonLines:
@@ -20,7 +20,7 @@ class JsonLines:
         history:list=(),# rows that it starts with: what a resumed run had done
     ):
         self.path = make_folder(Path(path).parent)/Path(path).name
-        self.path.write_text('')
+        with room_for(self.path): self.path.write_text('')
         for row in history: self(row)
     def __call__(self, row:dict):
         lost = {k:None for k,v in row.items() if isinstance(v,float) and not math.isfinite(v)}

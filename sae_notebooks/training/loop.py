@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'Run', 'train_step', 'evaluate', 'Job', 'given_of', 'check_given', 'load_finished', 'train_runs',
-           'keep_own', 'divided', 'train']
+           'keep_own', 'own_folder', 'divided', 'train']
 
 # %% ../../nbs/training/20_loop.ipynb #f53fdb70
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from ..core.options import with_options
 from ..acts.store import ActStore
 from ..acts.stream import Shuffled
 from ..core.files import BadInput, fingerprint, make_folder, progress_bar, read_json
-from ..core.folders import check_hashes, clear_leftovers, keep_others
+from ..core.folders import alone, check_hashes, keep_others
+from ..core.processes import check_device
 from ..core.tensors import named_key, tensor_key
 from ..saes.base import SAE, Fit, fold_scale, fve, geometric_median, load_sae, make_sae, save_sae
 from ..saes.base import unit_atoms
@@ -30,7 +32,7 @@ from .group import find_group
 from .log import JsonLines
 from .origin import check_origin, hold_out, items_record, origin, other_origin
 from .rules import aux_loss, clip_in_optimiser, drop_parallel, follow, learning_rate, resample
-from .rules import set_rate
+from .rules import lr_rules, press, set_rate, wish_l0
 
 # %% ../../nbs/training/20_loop.ipynb #7f952191
 @dataclass
@@ -62,6 +64,8 @@ class TrainConfig:
         if self.steps<1 or self.batch_size<1: raise BadInput('steps and batch_size must be at least 1')
         if self.precision not in precisions: raise BadInput(f'precision is one of {precisions}, not {self.precision!r}')
         if not 0<=self.average<1 or not self.clip>0: raise BadInput('average must lie in [0,1) and clip above 0')
+        if self.lr is None and self.lr_rule not in lr_rules:
+            raise BadInput(f'no learning rate rule {self.lr_rule!r}: use {" or ".join(lr_rules)}, or give lr')
         self.betas = tuple(self.betas)
 
 # %% ../../nbs/training/20_loop.ipynb #811db69b
@@ -94,6 +98,8 @@ class Run:
     ):
         self.cfg,self.device,self.metric,self.group = cfg,torch.device(device),metric,group or find_group()
         self.step,self.history,self.best,self.stale = 0,[],-np.inf,0
+        self.wish = sae.cfg['target_l0'] if getattr(sae,'follows_l0',False) else None
+        self.pressure = [1.,0.] # on active features, where their number is wished: see `press`
         rows = _sample(store)
         self.scale = _length(rows) if cfg.scale else 1.
         self.sample = rows/self.scale
@@ -113,13 +119,16 @@ class Run:
     def tensors(self)->dict:
         average = {f'average.{n}':t for n,t in self.avg.items()}
         return {**self.sae.state_dict(), **optim_tensors(self.sae,self.opt), 'idle':self.idle, **average}
-    def numbers(self)->dict: return dict(step=self.step, history=self.history, best=self.best, stale=self.stale)
+    def numbers(self)->dict: return {k:getattr(self,k) for k in ('step','history','best','stale','pressure')}
     def restore(self, tensors:dict, numbers:dict):
         self.sae.load_state_dict({k:tensors[k] for k in self.sae.state_dict()})
         restore_optim(self.sae, self.opt, tensors)
         for n in self.avg: self.avg[n].copy_(tensors[f'average.{n}'])
         self.idle.copy_(tensors['idle'])
-        for k in self.numbers(): setattr(self, k, numbers[k])
+        for k in self.numbers(): setattr(self, k, numbers.get(k, getattr(self,k)))
+
+    def mean_l0(self, fit:Fit)->float: # over the rows of all processes
+        return self.group.mean(torch.tensor(fit.l0, dtype=torch.float64, device=self.device)).item()
 
     # what a stack of SAEs does in another way
     def backward(self, fit:Fit, x:Tensor, dead:Tensor|None): # dead: None before any feature can be
@@ -145,7 +154,8 @@ def train_step(
     sae,cfg,n = run.sae,run.cfg,len(x)*run.group.part[1]
     ramp = min(1., (run.step+1)/cfg.sparsity_warmup) if cfg.sparsity_warmup else 1.
     with torch.autocast(run.device.type, torch.bfloat16, enabled=cfg.precision=='bfloat16'):
-        fit = sae.losses(x, run.metric, ramp, labels)
+        fit = sae.losses(x, run.metric, ramp*run.pressure[0], labels)
+    if run.wish and ramp==1: run.pressure = press(run.pressure, run.mean_l0(fit), run.wish)
     dead = run.dead() if run.step*n>=run.dead_after else None
     run.opt.zero_grad()
     run.backward(fit, x, dead)
@@ -167,6 +177,7 @@ def train_step(
 def _row(run, x, fit): # of the history, for a batch and what its step returned
     explained = fve((x-fit.recons.detach()).square().sum(), (x-x.mean(0)).square().sum()).item()
     parts = {f'loss_{k}':v.item() for k,v in fit.terms.items()} if len(fit.terms)>1 else {}
+    if run.wish: parts['weight'] = run.sae.weight()*run.pressure[0] # of the penalty, in the step to come
     return dict(step=run.step, loss=fit.loss.item(), fve=explained, l0=fit.l0, dead=run.dead().sum().item(), **parts)
 
 # %% ../../nbs/training/20_loop.ipynb #5bca61dc
@@ -382,9 +393,16 @@ def keep_own(
     out:Path, # where a run is to go on, or begin
     kind:str, # what it makes: an SAE, or a set of SAEs
 )->str:       # what is there
-    "Raises `BadInput` when something else is there; leftovers of a killed run go."
-    clear_leftovers(out)
+    "Raises `BadInput` when something else is there."
     return keep_others(out, kind, 'an unfinished training run')
+
+def own_folder(
+    out:Path|None, # where a run writes; None: nowhere
+    what:str,      # who
+    rank:int=0,    # of this process, where several write together
+):
+    "The folder for this run alone as long as the block lasts; leftovers of a killed one go."
+    return alone(out, what, f'-{rank}' if rank else '') if out else nullcontext()
 
 # %% ../../nbs/training/20_loop.ipynb #a2817257
 def divided(
@@ -431,15 +449,18 @@ def train(
     d_in = store.d_in if isinstance(store, ActStore) else store.shape[1]
     if isinstance(sae, str): sae = make_sae(sae, d_in=d_in, **(sae_options or {}))
     if sae.d_in!=d_in: raise BadInput(f'the SAE reads rows of {sae.d_in}, the store holds rows of {d_in}')
+    check_device(device)
+    wish_l0(sae)
     labels,out = _read_labels(labels, sae, len(store)),make_folder(out) if out else None
     store,held_out,labels,how = divided(store, held_out, labels, groups, cfg.seed)
     job = Job(store, cfg, device, out, progress, held_out, scores, labels, metric, loggers, out and out/'log.jsonl')
-    job.given,job.split = given_of(job, [sae]),how
-    if out and keep_own(out, 'an SAE')=='an SAE': return load_finished(out, job.given)
     if shard and (cfg.average or cfg.aux or cfg.resample_every):
         raise BadInput('a sharded dictionary trains without average, aux and resample_every: set them to 0')
-    run = Run(store, sae, cfg, device, metric, find_group(shard, device))
-    (trained,), = train_runs([run], job, [[out]] if out else [])
+    group = find_group(shard, device)
+    with own_folder(out, 'train', group.rank):
+        job.given,job.split = given_of(job, [sae]),how
+        if out and keep_own(out, 'an SAE')=='an SAE': return load_finished(out, job.given)
+        (trained,), = train_runs([Run(store, sae, cfg, device, metric, group)], job, [[out]] if out else [])
     sae.cpu().load_state_dict(trained.state_dict())
     sae.history,sae.metadata = trained.history,trained.metadata
     return sae.eval()

@@ -30,7 +30,7 @@ def other_origin(
     was:dict, # from `origin`
     now:dict, # the same of other rows
 )->list:      # in what they differ, of model, point and rule
-    "Models are compared by their weights where both are recorded, and by name where not; what is not recorded is equal."
+    "Models are compared by weights where both are recorded, else by name; what is not recorded is equal."
     by = 'weights' if was.get('weights') and now.get('weights') else 'model'
     both = [k for k in (by,'point','rule') if was.get(k) and now.get(k)]
     return [{'weights':'model'}.get(k,k) for k in both if was[k]!=now[k]]
@@ -43,7 +43,8 @@ def trained_at(
     record = getattr(sae,'metadata',{})
     meta = record.get('store')
     if not isinstance(meta, dict): return {}
-    unsure = 'items' not in record and len(meta.get('sites') or ())>1
+    sites = meta.get('sites')
+    unsure = 'items' not in record and isinstance(sites, list) and len(sites)>1
     return {k:meta[k] for k in ('model','weights','point','rule') if meta.get(k) and not (unsure and k=='point')}
 
 # %% ../../nbs/training/16_origin.ipynb #99d12330
@@ -57,8 +58,8 @@ def check_origin(
     odd = other_origin(was, now)
     if not odd or allow_other: return
     one,other = (', '.join(f'{k} {of[k]}' for k in odd) for of in (was,now))
-    help_ = ''
-    if odd==['point'] and was['point'] in getattr(store,'sites',()): help_ = f'take store.site({was["point"]!r}) (--site), or '
+    own = odd==['point'] and was['point'] in getattr(store,'sites',())
+    help_ = f'take store.site({was["point"]!r}) (--site), or ' if own else ''
     raise BadInput(f'the SAE was trained on {one}, and these rows are of {other}: {help_}'
                    'ask for it by allow_other=True (--allow-other)')
 
@@ -79,11 +80,13 @@ def _numbers(names):
     "Each name as a number below 2⁴⁰: of a million other items one is mistaken in a million."
     return np.array([int.from_bytes(hashlib.sha256(str(s).encode()).digest()[:5],'big') for s in names], np.int64)
 
+# %% ../../nbs/training/16_origin.ipynb #20272ab9
 def _pack(numbers):
     "Numbers in rising order as text: the steps between them, compressed."
     steps = np.diff(np.unique(numbers), prepend=0).astype('<i8').view(np.uint8).reshape(-1,8)[:,:5]
     return base64.b64encode(zlib.compress(np.ascontiguousarray(steps.T).tobytes(), 9)).decode()
 
+# %% ../../nbs/training/16_origin.ipynb #469a35c9
 def _unpack(text, n):
     raw = np.frombuffer(zlib.decompressobj().decompress(base64.b64decode(text), 5*n), np.uint8)
     if len(raw)!=5*n: raise ValueError(f'{len(raw)} bytes for {n} items')
@@ -106,14 +109,18 @@ def items_record(
 def seen_items(
     sae,            # an SAE with `metadata`
     store:ActStore, # any
+    most:int=2_000_000, # items that a record may be of
 )->np.ndarray|None: # bool, for each line of its table, (n_items,); None where it cannot be known
     "Which items of a store an SAE was trained on. Raises `BadInput` for a record that is damaged."
-    record = getattr(sae,'metadata',{}).get('items') or {}
-    if not record.get('keys') or not hasattr(store,'items'): return None
+    record = getattr(sae,'metadata',{}).get('items')
+    if not isinstance(record, dict) or not record.get('keys') or not hasattr(store,'items'): return None
     by,names = item_names(store)
     if by!=record.get('by'): return None
-    try: seen = np.isin(_numbers(names), _unpack(record['keys'], record['n']))
-    except (ValueError, TypeError, KeyError, zlib.error) as e:
+    text,n = record['keys'],record.get('n')
+    try:
+        if not (isinstance(text, str) and type(n) is int and 0<n<=most): raise ValueError(f'{n!r} items')
+        seen = np.isin(_numbers(names), _unpack(text, n))
+    except (ValueError, zlib.error) as e:
         raise BadInput(f'the record of the items that the SAE was trained on is damaged: {e}') from e
     return None if by=='place' and not seen.any() else seen # lines of another table
 

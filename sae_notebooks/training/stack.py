@@ -17,11 +17,13 @@ from ..core.options import with_options
 from ..acts.store import ActStore
 from ..core.codes import Codes, feature_sums, sparse_decode
 from ..core.files import BadInput, make_folder
+from ..core.processes import check_device
 from ..saes.base import Fit, fve, make_sae
 from ..saes.select import batch_topk, topk_rows
 from ..saes.topk import follow_smallest
 from .group import find_group
-from .loop import Job, Run, TrainConfig, divided, given_of, keep_own, load_finished, train, train_runs
+from .loop import Job, Run, TrainConfig, divided, given_of, keep_own
+from .loop import load_finished, own_folder, train, train_runs
 from .rules import aux_loss
 
 # %% ../../nbs/training/30_stack.ipynb #b27a62cc
@@ -157,19 +159,21 @@ def train_many(
     cfg = with_options(TrainConfig, config, 'train')
     d_in = store.d_in if isinstance(store, ActStore) else store.shape[1]
     if not grid: raise BadInput('the grid is empty')
-    if out: keep_own(make_folder(out), 'a set of SAEs')
+    check_device(device)
     saes,out = [make_sae(**{'d_in':d_in,**g}) for g in grid],make_folder(out) if out else None
-    folders,shapes,alone = [out and out/f'{i:03d}' for i in range(len(saes))],{},[]
+    folders,shapes,single = [out and out/f'{i:03d}' for i in range(len(saes))],{},[]
     for i,sae in enumerate(saes):
         if sae.architecture in ('topk','batchtopk'): shapes.setdefault((sae.architecture,sae.d_sae), []).append(i)
-        else: alone.append(i)
+        else: single.append(i)
     own,held,_,how = divided(store, held_out, None, groups, cfg.seed)
     stacks,job = list(shapes.values()),Job(own, cfg, device, out, progress, held, scores, metric=metric, split=how)
     if stacks: _check_stackable(job)
     more = dict(device=device, progress=progress, held_out=held_out, scores=scores, metric=metric, groups=groups)
-    done = {i:train(store, saes[i], folders[i], **more, **config) for i in alone}
     own = lambda items: [[items[i] for i in stack] for stack in stacks]
-    if stacks: done.update(zip(sum(stacks,[]), sum(_train_stacks(job, own(saes), own(folders)), [])))
+    with own_folder(out, 'train_many'):
+        if out: keep_own(out, 'a set of SAEs')
+        done = {i:train(store, saes[i], folders[i], **more, **config) for i in single}
+        if stacks: done.update(zip(sum(stacks,[]), sum(_train_stacks(job, own(saes), own(folders)), [])))
     return [done[i] for i in range(len(saes))]
 
 # %% ../../nbs/training/30_stack.ipynb #854da19f

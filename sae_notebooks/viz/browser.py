@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from ..core.codes import transpose
 from ..core.data import image_getter, image_uri
 from ..core.files import BadFile, BadInput, read_json, write_json
+from ..core.folders import alone
 from ..core.readers import checked
 from ..metrics.contexts import pieces
 from ..metrics.report import FeatureReport, measured_images
@@ -122,6 +123,15 @@ def read_notes(
     if odd: raise BadFile(path, f'{odd[0]:.60} is no number of a feature')
     return {int(k):v for k,v in notes.items()}
 
+# %% ../../nbs/viz/20_browser.ipynb #48b9e16a
+def _change_notes(file, known, change):
+    "The notes in a file, changed. Where there is no file, those that are known."
+    with alone(file.parent, 'another browser', f'-{file.name}'):
+        there = read_notes(file) if file.is_file() else known
+        notes = change(there)
+        write_json(file, {str(i):t for i,t in sorted(notes.items())})
+    return notes
+
 # %% ../../nbs/viz/20_browser.ipynb #cd6f5425
 class FeatureBrowser:
     "Questions about the features of a report. Raises `BadInput` when decoder or images do not belong to it."
@@ -217,11 +227,11 @@ class FeatureBrowser:
         return pieces(text, *(c.of(self._position(k), j, m) if c is not None else ()))
 
     def note(self, k:int, text:str): # a feature; what to say of it
-        "Write something down about a feature; an empty text removes it."
+        "Write something down about a feature; an empty text removes it. What another browser wrote into the file stays."
         self._position(k)
-        rest = {i:t for i,t in self.notes.items() if i!=k}
-        self.notes = rest|({int(k):text.strip()} if text.strip() else {})
-        if self.file: write_json(self.file, {str(i):t for i,t in sorted(self.notes.items())})
+        def with_it(notes): return {i:t for i,t in notes.items() if i!=k}|({int(k):text.strip()} if text.strip() else {})
+        if self.file: self.notes = _change_notes(self.file, self.notes, with_it)
+        else: self.notes = with_it(self.notes)
 
     def _position(self, k): # of feature k in the table
         try: return self.table.index.get_loc(k)

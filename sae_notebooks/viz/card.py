@@ -74,8 +74,10 @@ def _rows(s): return s.get('rows') or 'not recorded'
 
 def _marked(lines, s):
     "Lines that each say what they were measured on, for whoever reads only one of them."
-    return lines if _rows(s)=='not recorded' else {k if k=='features' else f'{k}, {_rows(s)}':v for k,v in lines.items()}
+    if _rows(s)=='not recorded': return lines
+    return {k if k=='features' else f'{k}, {_rows(s)}':v for k,v in lines.items()}
 
+# %% ../../nbs/viz/40_card.ipynb #8402e8da
 def _said_of_rows(s):
     "The same as a sentence."
     known,share = _rows(s),s.get('training_share')
@@ -189,8 +191,9 @@ def report_card(
         notes = pd.Series({int(k):str(v) for k,v in notes.items()}, dtype=object)
         f = f.assign(note=notes.reindex(f.index).fillna(''))
     chosen = _chosen(f, sort_by, options.get('n_each', PageOptions.n_each), min_support)
-    own = dict(title='Report card', intro=_said_of_rows(report.summary), summary=card_lines(report), floor=report.summary['floor'],
-               figures=card_figures(report), chosen=chosen, kind=_items(report.summary)[:-1])
+    s = report.summary
+    own = dict(title='Report card', intro=_said_of_rows(s), summary=card_lines(report), floor=s['floor'],
+               figures=card_figures(report), chosen=chosen, kind=_items(s)[:-1])
     if report.contexts is not None:
         own |= dict(contexts=report.contexts, words=dict(density='share of tokens that activate it, 0 to 1'))
     return write_page(path, f.round(4), report.top_items, report.top_acts, image, caption, **own|options)

@@ -196,7 +196,8 @@ def _text(v):
 def _write(path, text):
     "Write `text` wholly or not at all."
     try:
-        with atomic(path) as tmp: tmp.write_text(text, encoding='utf-8')
+        raw = text.encode()
+        with atomic(path, len(raw)) as tmp: tmp.write_bytes(raw)
     except OSError as e:
         raise BadInput(f'cannot write {path}: {e.strerror or e}; name a file in a folder you may write to') from e
 
