@@ -29,7 +29,8 @@ def image(i): return Image.new('RGB', (40, 30), (i*37 % 256, i*91 % 256, 120))
 def write(path, n, **kw):
     rng = np.random.default_rng(0)
     ms = rng.uniform(.1, .9, n).round(4)
-    features = pd.DataFrame(dict(ms=ms, ms_lo=ms-.05, ms_hi=ms+.05, support=rng.integers(1, 900, n),
+    half = np.random.default_rng(2).uniform(.02, .4, n).round(4)
+    features = pd.DataFrame(dict(ms=ms, ms_lo=ms-half, ms_hi=ms+half, support=rng.integers(1, 900, n),
                                  label=[('zebra', 'kite')[i % 2] for i in range(n)], name=[HOSTILE[i % len(HOSTILE)] for i in range(n)]))
     items,acts = rng.integers(0, 30, (n, 4)),-np.sort(-rng.random((n, 4)))
     items[0,2:] = -1
@@ -91,7 +92,13 @@ def test_policy_refuses(browser, small):
         assert blocked==['img-src', 'script-src-attr'] and w.tab.evaluate('window.pwned')is None
 
 def test_sort(page, small):
-    by = small[1].ms.sort_values(ascending=False, kind='stable').index.astype(str).tolist()
+    "First by the lower end of the interval: what is surely high; by the score itself on a click."
+    order = lambda column: small[1][column].sort_values(ascending=False, kind='stable').index.astype(str).tolist()
+    sure,by = order('ms_lo'),order('ms')
+    assert page.ids()==sure[:25]!=by[:25] and page.tab.get_attribute('#head th:has-text("interval")', 'aria-sort')=='descending'
+    page.tab.click('#head button:has-text("interval")')
+    assert page.ids()==sure[::-1][:25]
+    page.tab.click('#head button:has-text("ms")')
     assert page.ids()==by[:25]
     page.tab.click('#head button:has-text("ms")')
     assert page.ids()==by[::-1][:25] and page.tab.get_attribute('#head th:has-text("ms")', 'aria-sort')=='ascending'
@@ -141,22 +148,22 @@ def test_keyboard(page):
 def test_columns_on_demand(page):
     "Five scores first; the others, and what each means, one click away."
     shown = lambda: page.texts('#head th')
-    assert [h.rstrip('↓ \u200a') for h in shown()]==['feature','name','ms','support'] # there are but two scores, beside the interval
+    assert [h.rstrip('↓ \u200a') for h in shown()]==['feature','name','ms','interval','support','label'] # two scores, the interval beside its own; name before all, label behind
     assert 'mean similarity of the images' in page.tab.get_attribute('#head th:has-text("ms")', 'title')
     assert not page.tab.is_visible('#legend')
     page.tab.click('#columns summary')
-    assert 'number of images that activate it' in page.texts('#legend dd') and '(3 of 6 shown)' in page.text('#columns summary')
-    page.tab.check('#legend label:has-text("label") input')
-    assert [h.strip() for h in shown()][-1]=='label' and page.tab.locator('#rows tr').count()==25
+    assert 'number of images that activate it' in page.texts('#legend dd') and '(5 of 7 shown)' in page.text('#columns summary')
+    page.tab.check('#legend label:has-text("ms_hi") input')
+    assert [h.strip() for h in shown()][-1]=='ms_hi' and page.tab.locator('#rows tr').count()==25
     page.tab.click('#all')
-    assert len(shown())==7
+    assert len(shown())==8
     page.tab.click('#few')
-    assert len(shown())==4
+    assert len(shown())==6
     page.tab.uncheck('#legend label:has-text("name") input')
-    assert len(shown())==3
-    assert page.texts('#picked > .values dt')==['ms','support'] and not page.tab.is_visible('#picked details dt')
+    assert len(shown())==5
+    assert page.texts('#picked > .values dt')==['ms','interval','support','label'] and not page.tab.is_visible('#picked details dt')
     page.tab.click('#picked details summary'); page.tab.click('#rows tr:nth-child(5) td:nth-child(2)')
-    assert page.texts('#picked details dt')==['label','ms_lo','ms_hi'] # it stays open
+    assert page.texts('#picked details dt')==['ms_lo','ms_hi'] # it stays open
 
 FITS = """() => { const box = e => e.getBoundingClientRect(), table = document.querySelector("#scroll");
     const cut = [...document.querySelectorAll("#head th, #rows td, #summary dt, #summary dd, #readout, .card header *, #legend *")]
@@ -176,7 +183,7 @@ def test_columns_fit(browser, tmp_path, width, scheme):
     f = f.assign(label='grand piano', name='a small dog on wet grass, seen from above', why='').set_axis(range(60_000, 60_040))
     write_page(tmp_path/'p.html', f, rng.integers(0, 9, (40, 3)), rng.random((40, 3)), image, summary={'features': 40, 'layer': 'vision.blocks.11.resid_post'})
     with Watched(browser, tmp_path/'p.html', width=width, scheme=scheme) as w:
-        assert len(w.texts('#head th'))==7 # number, name, five scores
+        assert len(w.texts('#head th'))==8 # number, name, four scores, the interval of the first, label
         w.tab.click('#columns summary')
         fits = w.tab.evaluate(FITS)
         assert fits==dict(cut=[], over=[], table=0, page=0), fits
@@ -218,3 +225,20 @@ def test_4096_features_in_15_MB(browser, tmp_path):
         w.tab.click('#columns summary'); w.tab.click('#all')
         assert set(w.texts('#rows td.text'))<=set(HOSTILE) and len(w.texts('#rows td.text'))==3*25 and w.tab.locator('#gallery img').count()>=72*8
         assert w.tab.locator('img:not([src^="data:image/"])').count()==0 and w.bad==[]
+
+def test_untested_names_say_so(browser, tmp_path):
+    f = pd.DataFrame(dict(ms=[.9,.8,.7], ms_lo=[.8,.7,.6], ms_hi=[1.,.9,.8], support=[9,9,9], name=['dog','cat',''], status=['tested','untested','abstained']))
+    write_page(tmp_path/'p.html', f, np.zeros((3,2),int), np.ones((3,2)), image)
+    with Watched(browser, tmp_path/'p.html') as w: assert w.texts('#gallery .name')==['0 dog','1 cat (untested)','2'] and w.bad==[]
+
+def test_texts_are_marked(browser, tmp_path):
+    "Tokens stand out by activation, in the light and in the dark, and markup in a text stays text."
+    from sae_notebooks.metrics.contexts import Contexts
+    where = Contexts(np.array([0,2,2,3,3]), np.array([[0,4],[5,8],[4,9]]), np.array([1.,.5,2.]), np.zeros((0,2)))
+    f = pd.DataFrame(dict(ms=[.9,.8], ms_lo=[.8,.7], ms_hi=[1.,.9], support=[9,9], tokens=['Lily','<img src=x onerror=alert(1)>']))
+    write_page(tmp_path/'p.html', f, np.array([[0,-1],[1,-1]]), np.array([[1.,0.],[2.,0.]]), ['Lily ran home.','the <img src=x onerror=alert(1)> end'], kind='text', contexts=where)
+    for scheme in ('light','dark'):
+        with Watched(browser, tmp_path/'p.html', width=390, scheme=scheme) as w:
+            assert w.texts('#gallery .passage')==['1.00\nLily ran home.','2.00\nthe <img src=x onerror=alert(1)> end'] and w.texts('#gallery mark')==['Lily','ran','<img ']
+            share = w.tab.evaluate('[...document.querySelectorAll("#gallery mark")].map(e => getComputedStyle(e).backgroundColor)'); assert len(set(share))==2 and share[0]==share[2]
+            assert w.text('#kind')=='Texts' and w.tab.evaluate('document.documentElement.scrollWidth')<=390 and w.bad==[]

@@ -199,14 +199,15 @@ def _run_mask(run, got, point, act):
 
 # %% ../../nbs/acts/50_extract.ipynb #59839f5e
 def _row_origin(mask, mean, got, tokens):
-    "Item, position and token (or None) of the rows that `mask`, bool (n, positions), chooses."
+    "Item, position, token and its place in the text (or None) of the rows that `mask`, bool (n, positions), chooses."
     item,view = torch.tensor(got.item),torch.tensor(got.view)
     if mean:
         entry = mask.any(1).nonzero().flatten()
-        return item[entry],view[entry],None
+        return item[entry],view[entry],None,None
     entry,at = mask.nonzero().unbind(1)
-    token = tokens[mask] if tokens is not None and mask.shape==tokens.shape else None
-    return item[entry],view[entry]*mask.shape[1]+at,token
+    known = tokens is not None and mask.shape==tokens.shape
+    span = got.batch.offsets[mask] if known and got.batch.offsets is not None else None
+    return item[entry],view[entry]*mask.shape[1]+at,tokens[mask] if known else None,span
 
 # %% ../../nbs/acts/50_extract.ipynb #ed304f56
 def _to_host(x):
@@ -228,10 +229,10 @@ def forward_rows(
     dtype = getattr(torch,run.cfg.dtype)
     rows = {p:_to_host(take_rows(a, masks[p], run.mean).to(dtype)) for p,a in acts.items()}
     tokens = got.batch.tokens if run.model.is_text(got.batch, first) else None
-    item,pos,token = _row_origin(masks[first], run.mean, got, tokens)
+    item,pos,*text = _row_origin(masks[first], run.mean, got, tokens)
     bare = torch.tensor(got.item)[~masks[first].any(1)].tolist()
     skipped = got.skipped+[[i,f'rule {run.rule!r} finds nothing in it'] for i in bare]
-    return (Rows(rows, item, pos, token) if len(item) else None),skipped
+    return (Rows(rows, item, pos, *text) if len(item) else None),skipped
 
 # %% ../../nbs/acts/50_extract.ipynb #af77bc2d
 def items_per_shard(
@@ -309,7 +310,8 @@ def _check_points(model, data, point, n_views=1):
         what = data.name or 'the data'
         raise BadInput(f'{model.name} reads {" or ".join(model.takes)}, and {what} holds {data.kind}')
     if n_views>1 and data.kind!='image': raise BadInput('views are crops of images: n_views must be 1 for texts')
-    points = list(point) if isinstance(point,(list,tuple)) else [point or model.point]
+    usual = model.text_point if data.kind=='text' and model.text_point else model.point
+    points = list(point) if isinstance(point,(list,tuple)) else [point or usual]
     if points in ([],[None]): raise BadInput(f'{model.name} has no usual hook point: name one of points(model.net)')
     if len(set(points))<len(points): raise BadInput(f'a hook point is named twice: {points}')
     for p in points: module_at(model.net, p)

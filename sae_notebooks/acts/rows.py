@@ -21,10 +21,11 @@ class Rows:
     item:Tensor             # which item each row is from, (n,)
     pos:Tensor              # which token, patch or view of the item, (n,)
     token:Tensor|None=None  # id of the token, (n,)
+    span:Tensor|None=None   # its first character in the text, and the one after its last, (n, 2)
     def __len__(self): return len(self.item)
     def where(self, keep)->'Rows': # the rows that a boolean (n,), positions or a slice choose
-        token = None if self.token is None else self.token[keep]
-        return Rows({k:a[keep] for k,a in self.acts.items()}, self.item[keep], self.pos[keep], token)
+        token,span = (None if v is None else v[keep] for v in (self.token,self.span))
+        return Rows({k:a[keep] for k,a in self.acts.items()}, self.item[keep], self.pos[keep], token, span)
 
 # %% ../../nbs/acts/15_rows.ipynb #cf5e835a
 def cat_rows(
@@ -34,7 +35,8 @@ def cat_rows(
     def cat(get): return torch.cat([get(p) for p in parts])
     acts = {k:cat(lambda p: p.acts[k]) for k in parts[0].acts}
     token = None if parts[0].token is None else cat(lambda p: p.token)
-    return Rows(acts, cat(lambda p: p.item), cat(lambda p: p.pos), token)
+    span = None if any(p.span is None for p in parts) else cat(lambda p: p.span)
+    return Rows(acts, cat(lambda p: p.item), cat(lambda p: p.pos), token, span)
 
 # %% ../../nbs/acts/15_rows.ipynb #3659bc37
 def finite_rows(

@@ -28,6 +28,7 @@ def shard_tensors(
     "The content of a shard."
     out = dict(item=rows.item.long(), pos=rows.pos.int())
     if rows.token is not None: out['token'] = rows.token.int()
+    if rows.span is not None: out['span'] = rows.span.int()
     for site,a in rows.acts.items():
         out |= {f'acts/{site}':a.contiguous(), f'check/{site}':bit_sums(a)}
         out |= {f'{k}/{site}':v for k,v in stat_sums(a).items()}
@@ -209,7 +210,7 @@ def gather_rows(
 # %% ../../nbs/acts/20_shards.ipynb #d46db98e
 def column(
     files:Shards,     # of a store
-    name:str,         # item, pos or token
+    name:str,         # item, pos, token or span
     shift:bool=False, # add the number of each shard's first item
 )->np.ndarray|None:   # (n,), None where shards do not have it
     "One number for each row."

@@ -75,6 +75,8 @@ class StoredRows:
     def pos(self)->np.ndarray: return self.column('pos')               # (n,) which token, patch or view of its item
     @property
     def token(self)->np.ndarray|None: return self.column('token')      # (n,) id of the token; None for images
+    @property
+    def span(self)->np.ndarray|None: return self.column('span')        # (n, 2) where in its text; None where not known
 
 # %% ../../nbs/acts/30_store.ipynb #a879c9e6
 def _read_tables(path, tables):

@@ -71,7 +71,7 @@ def _item_name(items, i):
 def _sound_rows(rows, dtype, nonfinite, items):
     "Rows as they are stored. Raises `BadInput` naming item and site of a number that is not finite."
     acts = {k:a.detach().to('cpu', getattr(torch,dtype)) for k,a in rows.acts.items()}
-    rows = Rows(acts, rows.item, rows.pos, rows.token)
+    rows = Rows(acts, rows.item, rows.pos, rows.token, rows.span)
     ok,why = check_finite(rows, lambda i: _item_name(items, i), dtype)
     if not why: return rows,0
     if nonfinite=='error': raise BadInput(why)

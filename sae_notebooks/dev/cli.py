@@ -223,13 +223,19 @@ def _same_report(out, given, overwrite):
 # %% ../../nbs/dev/30_cli.ipynb #c845a9a3
 def _measure_options():
     from sae_notebooks.metrics.measure import MeasureConfig
-    return options_of(MeasureConfig, 'draws m min_support fms seed on allow_other allow_same_judge')
+    return options_of(MeasureConfig, 'draws m min_support fms pool seed on allow_other allow_same_judge')
+
+# %% ../../nbs/dev/30_cli.ipynb #a23ac331
+def _check_kind(report, items, said):
+    "Raises `BadInput` for texts where images were measured, and the other way round."
+    kind,was = items.kind.split('+')[0],report.summary.get('kind') or 'image'
+    if kind!=was: raise BadInput(f'{said} holds {kind}s, the report is of {was}s: name those that were measured')
 
 # %% ../../nbs/dev/30_cli.ipynb #89d73162
 def _measure(
     sae:str,                 # a folder written by train or another library, or a name on the Hugging Face hub
-    store:str,               # activations of images, a folder written by extract
-    judge:str,               # the same images by an independent evaluation encoder, a folder written by extract
+    store:str,               # activations of images or texts, a folder written by extract
+    judge:str,               # the same items by an independent evaluation encoder, a folder written by extract
     out:str='run/report',    # folder for the report
     also:str='',             # more judges, folders with commas between
     site:str='',             # which hook point of a store of several; default the one that the SAE was trained on
@@ -238,7 +244,7 @@ def _measure(
     overwrite:bool=False,    # replace another report that is there
     **options,
 ):
-    "Score every feature: MS with intervals and null, labels, FMS, overlap, top images."
+    "Score every feature: MS with intervals and null, labels, FMS, overlap, top images or texts."
     from sae_notebooks.acts.store import ActStore
     from sae_notebooks.core.data import open_tree
     from sae_notebooks.core.options import with_options
@@ -263,12 +269,14 @@ command(_measure, _measure_options)
 
 # %% ../../nbs/dev/30_cli.ipynb #4b9b66b7
 def _measured(report, images, label):
-    "A report and its images, read as they were."
-    from sae_notebooks.core.data import open_images
+    "A report and its images or texts, read as they were."
+    from sae_notebooks.acts.sources import open_source
     from sae_notebooks.metrics.report import load_report
     r = load_report(report)
     reading = r.summary.get('reading') or {}
-    return r,open_images(images, label, **{k:v for k,v in reading.items() if k in ('white','background') and v})
+    ims = open_source(images, label or None, **{k:v for k,v in reading.items() if k in ('white','background') and v})
+    _check_kind(r, ims, images)
+    return r,ims
 
 # %% ../../nbs/dev/30_cli.ipynb #73151e7a
 def _name_options():
@@ -278,19 +286,20 @@ def _name_options():
 # %% ../../nbs/dev/30_cli.ipynb #3b8c7b7f
 def _name(
     report:str,              # a folder written by measure
-    images:str,              # the images that were measured
+    images:str,              # the images or texts that were measured: a folder, a list, a file of texts
     out:str='run/named',     # folder for the report with names
-    model:str='small_image_text', # image-text model: it judges, and names where no language model is given
+    model:str='',            # image-text model: judges, and names without a namer; of images small_image_text
     server:str='',           # address of an OpenAI-compatible server, e.g. http://localhost:8000/v1
     namer:str='',            # name of its model; without a server: a model of transformers, loaded here
-    group:str='',            # a column of the images' labels.csv: images with the same value stay in one part
+    group:str='',            # a column beside the images or texts: items with the same value stay in one part
     label:str='',            # the column with the labels, default label, where there is one
-    features:int=0,          # only so many of the features with the highest score; 0: all
+    features:int=0,          # only so many of the features that surely score high (ms_lo); 0: all
     yes:bool=False,          # do not ask before a language model is asked
     overwrite:bool=False,    # replace another report that is there
     **options,
 ):
-    "Name features from one part of the images, and test the names on another."
+    "Name features from one part of the images or texts, and test the names on another."
+    from sae_notebooks.viz.scores import sorting_column
     from sae_notebooks.models.ask import LocalModel, ServerModel
     from sae_notebooks.naming.name import name
     r,ims = _measured(report, images, label)
@@ -299,8 +308,9 @@ def _name(
     if group and group not in ims.items:
         raise BadInput(f'{images} has no column {group!r}; there are {", ".join(ims.items)}')
     who = ServerModel(namer, server) if server else LocalModel(namer) if namer else None
-    best = r.features.ms.sort_values(ascending=False, kind='stable').index[:features] if features else None
-    named = name(r, ims, model, namer=who, features=best, groups=ims.items[group].to_numpy()[r.item] if group else None,
+    by = r.features[sorting_column(r.features)].sort_values(ascending=False, kind='stable')
+    best,groups = by.index[:features] if features else None,ims.items[group].to_numpy()[r.item] if group else None
+    named = name(r, ims, model or None, namer=who, features=best, groups=groups,
                  cache=Path(out)/'answers' if who else None, confirm=None if yes else _confirm, **options)
     named.save(out, overwrite)
     print(f'{out}: {_names_said(named.summary["names"])}')
@@ -309,11 +319,12 @@ command(_name, _name_options)
 
 # %% ../../nbs/dev/30_cli.ipynb #18965807
 def _names_said(s):
-    counts = f'{s["named"]} named, {s["abstained"]} abstained, {s["failed"]} failed'
+    counts = f'{s["tested"]} tested, {s["untested"]} untested, {s["abstained"]} abstained, {s["failed"]} failed'
     if s['auroc'] is None: return f'{counts}; detection AUROC undefined'
-    if s['null'] is None: return f'{counts}; detection AUROC {s["auroc"]:.3f}'
+    area = f'{counts}; detection AUROC of {s["tested"]} tested names {s["auroc"]:.3f}'
+    if s['null'] is None: return area
     span = '' if s['lo'] is None else f' ({s["lo"]:.3f} to {s["hi"]:.3f})' # one name has no interval
-    return f'{counts}; detection AUROC {s["auroc"]:.3f}{span}, by names of others {s["null"]:.3f}'
+    return f'{area}{span}, by names of others {s["null"]:.3f}'
 
 def _confirm(cost):
     import typer
@@ -328,7 +339,7 @@ def _page_options():
 
 def _page(
     report:str,                  # a folder written by measure
-    images:str,                  # the images that were measured
+    images:str,                  # the images or texts that were measured: a folder, a list, a file of texts
     out:str='run/features.html', # the file
     notes:str='',                # a JSON file of notes that the browser wrote
     label:str='',                # the column of labels.csv for captions, default label, where there is one
@@ -339,8 +350,12 @@ def _page(
     from sae_notebooks.viz.card import report_card
     from sae_notebooks.viz.browser import read_notes
     r,ims = _measured(report, images, label)
+    own = [''] if ims.kind=='text' else ims.items.iloc[:,0].tolist() # a text is its own caption
+    labels = ims.items['label'].tolist() if 'label' in ims.items else ['']*len(ims)
+    def caption(i): return labels[i] or own[i%len(own)]
     more = dict(notes=read_notes(notes) if notes else None, allow_other=allow_other, **options)
-    print(report_card(r, out, ims, min_support=2, **more))
+    print(report_card(r, out, ims, caption, min_support=2, **more))
+
 command(_page, _page_options)
 
 # %% ../../nbs/dev/30_cli.ipynb #ad7c5113

@@ -23,6 +23,7 @@ from ..core.data import content_key, image_getter
 from ..core.files import BadFile, BadInput, NotFound, inside, read_json, room_for, write_json
 from ..core.folders import check_hashes, file_hashes, new_version, settle
 from ..core.readers import Count, check_columns, checked, read_table
+from .contexts import Contexts
 from .monosemanticity import bootstrap
 from .scores import score_features
 
@@ -41,6 +42,7 @@ class FeatureReport:
     draws:dict = field(default_factory=dict)  # name -> the summary number in each resample of the images, (draws,)
     codes:Codes|None = None                   # the features of every measured image, (n, d_sae)
     item:np.ndarray|None = None               # the item of each row of `codes`, (n,)
+    contexts:Contexts|None = None             # of texts: the tokens on which each feature is on
 
     def __repr__(self):
         s = self.summary
@@ -53,7 +55,7 @@ class FeatureReport:
         from safetensors.numpy import save_file
         tables,arrays = dict(report=self.features, **{f'table_{nm}':t for nm,t in self.tables.items()}),_arrays(self)
         names = [f'{nm}.csv' for nm in tables]+[f'{nm}.safetensors' for nm in arrays]
-        old = 'table_*.csv','codes.safetensors'
+        old = 'table_*.csv','codes.safetensors','contexts.safetensors'
         with new_version(path, 'a feature report', [*names,'report.json'], old, overwrite) as new:
             for nm,t in tables.items():
                 raw = t.to_csv(lineterminator='\n').encode()
@@ -71,10 +73,11 @@ def _arrays(r):
     out['examples'] |= {f'draws/{k}':np.ascontiguousarray(v) for k,v in r.draws.items()}
     if r.codes is None: return out
     ptr,idx,val = r.codes.row_ptr,r.codes.idx.int(),r.codes.val.float()
+    if r.contexts is not None: out['contexts'] = r.contexts.arrays()
     return out|dict(codes=dict(row_ptr=ptr.numpy(), idx=idx.numpy(), val=val.numpy(), item=np.asarray(r.item,np.int64)))
 
 # %% ../../nbs/metrics/80_report.ipynb #bac2f290
-_texts = ['label','best_label','reason','concept','name','names','description','status','why','note']
+_texts = ['label','best_label','reason','concept','name','names','description','status','why','note','token','tokens']
 
 _numbers = '''support density ms ms_all lift n_images n_eff z p q p_given q_given purity label_share max_act copies
 auroc corr entropy entropy_null entropy_p depth depth_q name_auroc name_null name_p star@1'''.split()
@@ -103,14 +106,14 @@ def _optional(**kinds): return [(k,kind,None) for kind,names in kinds.values() f
 
 _Unique = make_dataclass('_Unique', _optional(a=(_Figure,'share_half popular_half')))
 _Names = make_dataclass('_Names', _optional(a=(_Figure,'auroc lo hi null null_lo null_hi p better tested'),
-                                            b=(_Count,'named abstained failed')))
+                                            b=(_Count,'untested named abstained failed')))
 _Reading = make_dataclass('_Reading', _optional(a=(_Figure,'white'), b=(_Word,'background')))
 
 Summary = make_dataclass('Summary', _optional(
     figures=(_Figure,'''fve fve_lo fve_hi l0 floor purity_floor fms_star ms ms_lo ms_hi ms_median ms_top lift meaningful
                         purity purity_lo purity_hi purity_median training_share'''),
-    counts=(_Count,'items images dead dense undefined near_copies groups largest_group'),
-    words=(_Word,'model evaluator images_hash contents_hash rule rows'),
+    counts=(_Count,'items images parts dead dense undefined near_copies groups largest_group'),
+    words=(_Word,'model evaluator images_hash contents_hash rule rows kind pool'),
     more=(_Names|None,'names'), point=(str|list[str]|None,'point'),
     unique=(_Unique|None,'uniqueness'), own=(list[str]|None,'same_judges'), reading=(_Reading|None,'reading'),
     at=(dict[str,Any]|None,'trained_at'))+[('tables',list[str],field(default_factory=list))])
@@ -141,6 +144,16 @@ def _codes(path, d_sae):
     if len(c['item'])!=len(codes): raise BadFile(path, f'{len(c["item"])} items for {len(codes)} rows')
     return codes,c['item']
 
+# %% ../../nbs/metrics/80_report.ipynb #9dbaf5c0
+def _contexts(path, n, codes):
+    "The tokens of `n` features' texts, or None. Raises `BadFile` where they do not fit together, or to the codes."
+    if not path.is_file(): return None
+    t = Contexts(**_arrays_of(path, dict(ptr=('i',1), span=('i',2), act=('f',1), peak=('i',2))))
+    rising = len(t.ptr)==n+1 and t.ptr[0]==0 and (np.diff(t.ptr)>=0).all() and t.ptr[-1]==len(t.span)==len(t.act)
+    many = 0 if codes is None else len(codes.idx)
+    if rising and t.span.shape[1]==t.peak.shape[1]==2 and len(t.peak)==many: return t
+    raise BadFile(path, 'does not fit to the features, texts and codes of the report')
+
 # %% ../../nbs/metrics/80_report.ipynb #7b441c92
 def load_report(
     path:str|Path, # a folder that FeatureReport.save wrote
@@ -152,8 +165,9 @@ def load_report(
     hashes,features = summary.pop('files',None),_features(path/'report.csv')
     n,tables = len(features),{nm:_read(inside(path, f'table_{nm}.csv')) for nm in summary.pop('tables',[])}
     (items,acts,draws),codes = _examples(path/'examples.safetensors', n),_codes(path/'codes.safetensors', n)
+    contexts = _contexts(path/'contexts.safetensors', items.size, codes[0])
     check_hashes(path, hashes)
-    return FeatureReport(features, summary, items, acts, tables, draws, *codes)
+    return FeatureReport(features, summary, items, acts, tables, draws, *codes, contexts)
 
 # %% ../../nbs/metrics/80_report.ipynb #927a2ba0
 def named(

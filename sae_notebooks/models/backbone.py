@@ -36,6 +36,7 @@ class Batch:
 class Backbone:
     "A model with its preprocessing: what extraction, naming and steering ask of every model."
     point = None       # the hook point to use when none is named
+    text_point = None  # the same for texts, where a model reads images too
     takes = ('image',) # kinds of items it can read: image, text, or image+text pairs
     def __init__(self,
         net:nn.Module,      # the torch model

@@ -108,6 +108,7 @@ class TransformersVision(VisionModel):
         self.path,self.size = name,_input_size(net, image_size)
         self.point = 'pooler' if 'pooler' in dict(net.named_children()) else None
         self.takes = ('image','text') if hasattr(net,'get_text_features') else ('image',)
+        self.text_point = 'text_projection' if hasattr(net,'text_projection') else None
 
     @cached_property
     def tokenizer(self):
@@ -212,7 +213,7 @@ class SmallImageText(TransformersVision):
         towers = {k:v for k,v in net.state_dict().items() if k.startswith(('vision.','text.'))}
         net.load_state_dict(towers|{k:v for k,v in head.items() if k!='logit_scale'})
         VisionModel.__init__(self, net, Path(path).name, device)
-        self.point,self.takes = 'vision.pooler',('image','text')
+        self.point,self.text_point,self.takes = 'vision.pooler','text.text_projection',('image','text')
 
     def features(self, pixels): return self.net(pixels)
     def text_batch(self, texts): return tokenize(self.tokenizer, texts, self.net.text.config.max_position_embeddings)

@@ -67,6 +67,7 @@ def naming_requests(
     part=None,          # images to name from: bool (n,); None: all
     features=None,      # which; None: all that are active somewhere in this part
     template:Template=name_template, # the question
+    show=None,          # (row, feature) -> what is shown of it; None: the image or text
     **shown,            # fields of `Shown`
 )->dict:                # feature -> Request, or the reason why it is not asked about
     "The questions of a naming run."
@@ -75,10 +76,11 @@ def naming_requests(
     ex = draw_examples(report, emb, part, features, s.seed, **counts)
     @lru_cache(None) # features share images: each is held once
     def small(i): return _small(get(i), s.side)
-    def look(rows): return [small(int(r if item is None else item[r])) for r in rows]
+    def one(r, k): return small(int(r if item is None else item[r])) if show is None else show(int(r), k)
+    def look(rows, k): return [one(r, k) for r in rows]
     def ask(e):
         if e.active.sum()<s.min_images: return f'on for {e.active.sum()} of these images, {s.min_images} are needed'
-        return template.request(on=look(e.rows[e.active]), off=look(e.rows[~e.active]))
+        return template.request(on=look(e.rows[e.active], e.feature), off=look(e.rows[~e.active], e.feature))
     return {k:ask(e) for k,e in ex.items()}
 
 # %% ../../nbs/naming/30_language_model.ipynb #10a31172

@@ -12,37 +12,43 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..core.data import open_words
 from ..core.files import BadInput, progress_bar
 from ..metrics.report import FeatureReport, measured_images, named
 from ..models.ask import cost
+from ..models.load import load_model
 from ..models.vision import VisionModel, load_vision
 from .examples import split_parts
 from ..core.options import with_options
 from .language_model import Shown, name_by_model, naming_requests
 from .score import ImageTextJudge, names_summary, score_names
+from .texts import WordJudge, name_by_text_words, shown_text, text_judge, text_name_template
 from .vocabulary import WordOptions, embed_words, name_by_words
 
 # %% ../../nbs/naming/50_name.ipynb #4eb9f6c6
 def embed_report(
     report,          # a `FeatureReport` with codes
-    images,          # item -> PIL image, such as an `Images`
-    model,           # from `load_vision`
+    images,          # item -> PIL image or text, such as an `Images`
+    model,           # from `load_vision`; of texts any model with `embed_text`
     batch_size:int=64, # images at a time
     progress:bool=True,# show a progress bar
     allow_other:bool=False, # also images that were not measured
 )->torch.Tensor:     # unit rows, one a row of the report's codes, (n, d)
-    "The report's images in the space of an image-text model."
+    "The report's images or texts in the space of a model."
     if report.codes is None: raise BadInput('the report was saved without its codes: measure again')
     get,item = measured_images(report, images, allow_other),report.item.tolist()
     batches = [item[lo:lo+batch_size] for lo in range(0,len(item),batch_size)]
     bar = progress_bar(batches, show=progress, desc='embed', unit='batch')
-    return torch.cat([model.embed_images([get(i) for i in batch]).cpu() for batch in bar])
+    embed = model.embed_text if _of_texts(report) else model.embed_images
+    return torch.cat([embed([get(i) for i in batch]).cpu() for batch in bar])
+
+def _of_texts(report): return report.summary.get('kind')=='text'
 
 # %% ../../nbs/naming/50_name.ipynb #f76dbd12
 @dataclass(frozen=True)
 class NameOptions:
     "Options of `name`."
-    judge:object=None     # see `naming.score`; None: the image-text model
+    judge:object=None     # see `naming.score`; None: the image-text model; of texts the namer, or the texts' words
     groups:object=None    # images with the same group stay in one part and count once, one for each row of the codes
     part:object=None      # `name`, `test` or another word for each row; None: `split_parts`
     features:object=None  # which; None: all
@@ -79,10 +85,41 @@ def _from_words(report, e, words, part, o, more):
 # %% ../../nbs/naming/50_name.ipynb #f4cec7e2
 def _from_model(report, images, e, namer, part, o, more):
     "Names from a language model: one row a feature."
+    if _of_texts(report): more = dict(template=text_name_template, show=shown_text(report, images))|more
     asks = naming_requests(report, images, e, part=='name', o.features, seed=o.seed, **more)
-    if o.confirm is not None and not o.confirm(cost(asks, cache=o.cache, model=namer)):
+    spent = cost(asks, cache=o.cache, model=namer)
+    if _of_texts(report) and o.judge is None: spent = _with_test(spent)
+    if o.confirm is not None and not o.confirm(spent):
         raise BadInput('naming was called off before anything was asked')
     return name_by_model(asks, namer, o.cache, progress=o.progress)[['name','description','status','why']]
+
+# %% ../../nbs/naming/50_name.ipynb #11d6c405
+def _from_text_words(report, texts, words, part, o, more):
+    "Names from the words of the texts, or those of a list: one row a feature."
+    if isinstance(words,(str,pd.DataFrame)): words = (open_words(words) if isinstance(words,str) else words).word
+    t = name_by_text_words(report, texts, part=='name', words, seed=o.seed, **more)[['name','names','status','why']]
+    return t if o.features is None else t.loc[list(o.features)]
+
+def _text_judge(report, texts, namer, o):
+    if namer is None: return WordJudge(texts, report.item)
+    return text_judge(namer, report, texts, o.cache)
+
+# %% ../../nbs/naming/50_name.ipynb #9b74b9d4
+def _with_test(spent, questions=12):
+    "The cost of naming with that of the tests, each of which asks about a third as much."
+    n = spent['questions']
+    return spent|dict(questions=n+n*questions, tokens=spent['tokens']+n*questions*(spent['tokens']//max(n,1)//3+60))
+
+def _model(model, texts):
+    "The model that names or judges; None where texts need none."
+    if texts and model is None: return None
+    model = model or 'small_image_text'
+    return (load_model if texts else load_vision)(model) if isinstance(model,str) else model
+
+def _said_of_words(words, texts):
+    "Where the names are from."
+    if words is None: return 'words of the texts' if texts else 'nouns'
+    return words if isinstance(words,str) else 'own list'
 
 # %% ../../nbs/naming/50_name.ipynb #a9773c4d
 def _check_text_side(net):
@@ -91,26 +128,28 @@ def _check_text_side(net):
 
 def name(
     report:FeatureReport,      # from `measure`
-    images,                    # the measured images: item -> PIL image, such as an `Images`
-    model='small_image_text',  # an image-text model, or its name: it judges, and names where there is no `namer`
-    words='nouns',             # word list: see `embed_words`
+    images,                    # the measured images or texts: item -> PIL image or text, such as an `Images`
+    model=None,                # image-text model, or its name: it judges, and names without a `namer`; None: see below
+    words=None,                # word list, see `embed_words`; None: nouns, or the words of the texts
     namer=None,                # a language model (`ServerModel`, `LocalModel`) instead of the list
     **options,                 # fields of `NameOptions`, and of `Shown` or, without a namer, `WordOptions`
 )->FeatureReport: # with columns name, names or description, status, why, name_auroc, _lo, _hi, _null, _p
-    "Name features from one part of the images and test the names on another."
+    "Name features from one part of the items and test the names on another; `small_image_text` where images need it."
     o,more = _split_options(options, WordOptions if namer is None else Shown)
     images = measured_images(report, images, o.allow_other)
-    net = model if isinstance(model,VisionModel) else load_vision(model)
-    if o.judge is None or namer is None: _check_text_side(net)
-    read = None if namer else embed_words(net, words) # first: a list that cannot be read says so before the images are
-    e = embed_report(report, images, net, progress=o.progress) if o.emb is None else o.emb
-    part = o.parts(len(e))
-    if read: t = _from_words(report, e, read, part, o, more)
-    else: t = _from_model(report, images, e, namer, part, o, more)
-    s = score_names(report, t, o.judge or ImageTextJudge(net,e), e, part=='test', seed=o.seed, groups=o.groups)
-    figures = s[['auroc','lo','hi','null','p']].add_prefix('name_').astype(float)
-    out = named(report, t.join(figures))
-    by = getattr(namer,'name',None) or (words if isinstance(words,str) else 'own list')
+    texts = _of_texts(report)
+    net = _model(model, texts)
+    if not texts and (o.judge is None or namer is None): _check_text_side(net)
+    read = None if namer or texts else embed_words(net, words or 'nouns') # before the images: a bad list says so at once
+    e = embed_report(report, images, net, progress=o.progress) if o.emb is None and net is not None else o.emb
+    part = o.parts(len(report.codes))
+    if namer: t = _from_model(report, images, e, namer, part, o, more)
+    elif texts: t = _from_text_words(report, images, words, part, o, more)
+    else: t = _from_words(report, e, read, part, o, more)
+    judge = o.judge or (_text_judge(report, images, namer, o) if texts else ImageTextJudge(net,e))
+    s = score_names(report, t, judge, e, part=='test', seed=o.seed, groups=o.groups)
+    out,t = _tested(report, t, s)
+    by = getattr(namer,'name',None) or _said_of_words(words, texts)
     out.summary = dict(report.summary, names=_summary(t, s)|dict(namer=str(by)))
     return out
 
@@ -118,4 +157,15 @@ def name(
 def _summary(t, s):
     "How good the names are, and how many."
     means = {k:float(v) if v==v else None for k,v in names_summary(s).items()} # JSON knows no NaN
-    return means|{status:int((t.status==status).sum()) for status in ('named','abstained','failed')}
+    count = {status:int((t.status==status).sum()) for status in ('tested','untested','abstained','failed')}
+    return means|dict(named=count['tested']+count['untested'])|count
+
+# %% ../../nbs/naming/50_name.ipynb #d3009922
+def _tested(report, t, s):
+    "The report with names and their figures; the names, each tested or untested."
+    t = t.copy()
+    at = t.index[t.status=='named']
+    done = s.auroc.astype(float).reindex(at).notna()
+    t.loc[at,'status'] = np.where(done, 'tested', 'untested')
+    t.loc[at,'why'] = s.why.reindex(at).fillna('').mask(done, '')
+    return named(report, t.join(s[['auroc','lo','hi','null','p']].add_prefix('name_').astype(float))),t

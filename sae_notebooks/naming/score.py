@@ -46,20 +46,20 @@ class ImageTextJudge:
 def label_words(
     labels,               # classes
     nouns='nouns',        # a word list with columns word, synonyms, wnid, parent, depth
-    near='kind_nouns',    # a table: label, noun that stands for it or next above it
+    near='kind_nouns',    # a table: label, noun that stands for it or next above it, or several with ; between
     min_depth:int=5,      # words above the first that are higher up, such as *object*, say too little to be right
 )->dict:                  # class -> set of words that hold for it, in small letters
     "The words that are right for each class: its own name, synonyms, and what lies above in WordNet."
     words,near = open_words(nouns).set_index('wnid'),open_tree(near).iloc[:,0] if near else {}
     synonyms = {i:_small_letters([r.word,*str(r.synonyms).split(';')]) for i,r in words.iterrows()}
     id_of = {w:i for i in reversed(words.index) for w in synonyms[i]}
-    def above(label):
-        i = id_of.get(str(near.get(label,label) or label).lower())
-        first = i
+    def above(noun):
+        first = i = id_of.get(noun.strip().lower())
         while i in synonyms and (i==first or words.depth[i]>=min_depth):
             yield synonyms[i]
             i = words.parent[i]
-    return {label:{label.lower()}.union(*above(label)) for label in dict.fromkeys(map(str,labels))}
+    def right(label): return [words for noun in str(near.get(label,label) or label).split(';') for words in above(noun)]
+    return {label:{label.lower()}.union(*right(label)) for label in dict.fromkeys(map(str,labels))}
 
 # %% ../../nbs/naming/40_score.ipynb #382d4c96
 def _small_letters(words): return {w.strip().lower() for w in words if w.strip()}
@@ -258,11 +258,11 @@ def _mean_interval(v):
 # %% ../../nbs/naming/40_score.ipynb #b836e386
 def names_summary(
     scores:pd.DataFrame, # from `score_names`
-)->dict: # tested, auroc with lo and hi, null with lo and hi, p of the difference, better (share with q ≤ .05), unjudged
+)->dict: # tested, auroc with lo and hi, null with lo and hi, p of the difference, better (share with q ≤ .05), untested
     "Mean detection AUROC of a set of names with a 95 % interval over features, and of the names of others."
     t = scores[scores.auroc.notna()].astype(dict(auroc=float,null=float))
     unknown = dict.fromkeys(('auroc','lo','hi','null','null_lo','null_hi','p','better'), np.nan)
-    out = dict(tested=len(t), **unknown, unjudged=len(scores)-len(t))
+    out = dict(tested=len(t), **unknown, untested=len(scores)-len(t))
     if t.empty: return out
     (lo,hi),(null_lo,null_hi) = _mean_interval(t.auroc),_mean_interval(t.null)
     more = (t.auroc-t.null).dropna()

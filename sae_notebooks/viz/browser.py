@@ -23,8 +23,10 @@ from ..core.data import image_getter, image_uri
 from ..core.files import BadFile, BadInput, read_json, write_json
 from ..core.folders import alone
 from ..core.readers import checked
+from ..metrics.contexts import pieces
 from ..metrics.report import FeatureReport, measured_images
 from .figures import thumbnail
+from .scores import sorting_column
 
 # %% ../../nbs/viz/20_browser.ipynb #7180d420
 _allowed = (ast.Expression, ast.Name, ast.Constant, ast.expr_context, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop,
@@ -135,7 +137,7 @@ class FeatureBrowser:
     "Questions about the features of a report. Raises `BadInput` when decoder or images do not belong to it."
     def __init__(self,
         report:FeatureReport, # from `measure`, best with names
-        image=None,           # item -> PIL image or text, such as an `Images`; without it there are no examples
+        image=None,           # item -> PIL image or text, such as an `Images`, texts; without it there are no examples
         caption=None,         # item -> its text; None: label or file name, as far as `Images` know them
         decoder=None,         # decoder directions, (d_sae, d_in), such as sae.W_dec: for neighbours and the map
         heat=None,            # (item, feature) -> activation over patches (h, w), or pairs (token, activation)
@@ -154,6 +156,9 @@ class FeatureBrowser:
     @property
     def numbers(self)->list: return _numbers(self.table) # columns that can be sorted by
 
+    @property
+    def usual(self)->str: return sorting_column(self.table) if 'ms' in self.table else '' # what sorts by default
+
     @cached_property
     def _texts(self): # of each feature: its number and all its texts
         columns = [c for c in self.table if c not in self.numbers]
@@ -167,10 +172,11 @@ class FeatureBrowser:
     def find(self,
         query:str='',        # words that number, names, labels or note must all contain
         where:str='',        # a condition on columns, such as `ms > .5 and support >= 10`
-        sort_by:str='ms',    # a column, or '' for the number
+        sort_by:str|None=None, # a column, or '' for the number; None: ms by the lower end of its interval
         down:bool=True,      # from high to low; what is undefined comes last
     )->np.ndarray:           # features
         "Search, filter, sort. Raises `BadInput` for a condition or column that does not exist."
+        sort_by = self.usual if sort_by is None else sort_by
         keep,words = np.ones(len(self.table), bool),query.lower().split()
         texts = list(self._texts) if words else []
         for k,note in self.notes.items():
@@ -207,14 +213,19 @@ class FeatureBrowser:
         return self._named(at.numpy(), share=share[at].numpy(), phi=v.numpy())
 
     def title(self, k:int)->str: # a feature
-        "Number and name."
-        name,label = (self.table.loc[k].get(c,'') or '' for c in ('name','label'))
-        return f'{k}  {name}' if name else f'{k}  ({label})' if label else str(k)
+        "Number and name; a name that could not be tested says so."
+        name,label,status = (self.table.loc[k].get(c,'') or '' for c in ('name','label','status'))
+        return f'{k}  {name}'+' (untested)'*(status=='untested') if name else f'{k}  ({label})' if label else str(k)
 
     def examples(self, k:int, m:int=9)->list: # a feature; how many: (item, activation)
         "The items where it is strongest."
         i = self._position(k)
         return [(int(t),float(a)) for t,a in zip(self.report.top_items[i][:m], self.report.top_acts[i]) if t>=0]
+
+    def passage(self, k:int, j:int, text:str)->list: # a feature; rank of an example; the example: (text, activation)
+        "A text in stretches, with the activation of each where the report knows it."
+        c,m = self.report.contexts,self.report.top_items.shape[1]
+        return pieces(text, *(c.of(self._position(k), j, m) if c is not None else ()))
 
     def note(self, k:int, text:str): # a feature; what to say of it
         "Write something down about a feature; an empty text removes it. What another browser wrote into the file stays."
@@ -284,11 +295,12 @@ def _interval(r, c):
     return f' ({r[f"{c}_lo"]:.3g} to {r[f"{c}_hi"]:.3g})'
 
 # %% ../../nbs/viz/20_browser.ipynb #4b091e75
-def _tokens(pairs):
+def _tokens(pairs, most=None):
     "Tokens, the redder the more active."
-    most = max([a for _,a in pairs]+[1e-9])
+    most = most or max([a for _,a in pairs]+[1e-9])
     def colour(a): return f'rgba(213,94,0,{max(a,0)/most:.2f})'
-    return ''.join(f'<span style="background:{colour(a)}">{html.escape(t)}</span>' for t,a in pairs)
+    def seen(t): return html.escape(t).replace('\n','↵ ')
+    return ''.join(f'<span style="background:{colour(a)}">{seen(t)}</span>' for t,a in pairs)
 
 # %% ../../nbs/viz/20_browser.ipynb #3bd43903
 def _overlaid(im, heat):
@@ -300,14 +312,14 @@ def _overlaid(im, heat):
     return Image.composite(im, Image.blend(im, Image.new('RGB', im.size, 'white'), .75), mask)
 
 # %% ../../nbs/viz/20_browser.ipynb #b8540e5c
-def _example(browser, item, share, k, thumb, heat):
-    "One item with a bar as long as its share of the strongest activation."
+def _example(browser, item, share, k, thumb, heat, j=0, most=1.):
+    "One item with a bar as long as its share of the strongest activation, `most`; the `j`-th of its feature."
     said = html.escape(str(browser.caption(item)) if browser.caption else f'item {item}', quote=True)
     bar = f'<div style="height:4px;width:{100*max(share,0):.0f}%;background:#0072b2"></div>'
     got = browser.heat(item, k) if heat and browser.heat else None
     x = None if isinstance(got, list) else browser.image(item)
     if x is None or isinstance(x, str):
-        text = html.escape(x) if x is not None else _tokens(got)
+        text = _tokens(got) if x is None else _tokens(browser.passage(k, j, x), most)
         return f'<div style="max-width:40em" title="{said}">{text}{bar}</div>'
     src = image_uri(_overlaid(thumbnail(lambda _: x, item, thumb), got), quality=80)
     below = 'font-size:11px;overflow:hidden;white-space:nowrap;text-overflow:ellipsis'
@@ -319,7 +331,7 @@ def _examples(browser, k, m, thumb, heat):
     if not browser.image: return '<p>no images were given</p>'
     examples = browser.examples(k, m)
     most = max([a for _,a in examples] or [1]) or 1
-    return ''.join(_example(browser, i, a/most, k, thumb, heat) for i,a in examples)
+    return ''.join(_example(browser, i, a/most, k, thumb, heat, j, most) for j,(i,a) in enumerate(examples))
 
 # %% ../../nbs/viz/20_browser.ipynb #cd93f093
 def _neighbours(browser, k):
@@ -340,7 +352,7 @@ def feature_card(
 )->str:                # HTML
     "Scores with intervals, examples with activation bars, neighbours."
     esc,r,numbers = html.escape,browser.table.loc[k],browser.numbers
-    first = [c for c in ('ms','lift','support','purity','name_auroc','depth') if c in numbers]
+    first = [c for c in ('ms','support','purity','lift','name_auroc','depth') if c in numbers]
     line = ' · '.join(f'{esc(c)} <b>{_number(r[c])}</b>{_interval(r, c)}' for c in first)
     texts = ' · '.join(f'{esc(c)} <b>{esc(str(r[c]))}</b>' for c in browser.table if c not in numbers and str(r[c]))
     rows = ''.join(f'<tr><td>{esc(c)}</td><td>{_number(r[c])}{_interval(r, c)}</td></tr>' for c in numbers
@@ -376,7 +388,7 @@ def _controls(b):
     return SimpleNamespace(
         query=text('search number, name, label, note', True),
         where=text(f'condition, e.g. {_example_condition}', False),
-        by=w.Dropdown(options=b.numbers, value='ms' if 'ms' in b.numbers else b.numbers[0], description='sort by'),
+        by=w.Dropdown(options=b.numbers, value=b.usual or b.numbers[0], description='sort by'),
         down=w.ToggleButton(value=True, description='high to low', layout=w.Layout(width='100px')),
         rows=w.Select(options=[], rows=18, layout=wide), many=w.HTML(), card=w.HTML(), fig=_scatter(b),
         note=w.Textarea(placeholder='note', layout=wide, continuous_update=False),

@@ -16,6 +16,7 @@ from ..metrics.reconstruction import density_histogram
 from ..metrics.report import FeatureReport, measured_images
 from .figures import few_ticks, png, score_vs_support
 from .page import PageOptions, write_page
+from .scores import sorting_column
 
 # %% ../../nbs/viz/40_card.ipynb #f19b35b5
 def _value(v, form='.3f'): return 'undefined' if v is None else format(v, form)
@@ -32,25 +33,42 @@ def _whole(report):
         raise BadInput(f'the report has no {lost[0]!r}: a card is made of what `measure` gives')
     return report
 
+# %% ../../nbs/viz/40_card.ipynb #3e75be9d
+def _items(s):
+    "What the items of a summary are called."
+    return f'{s.get("kind") or "image"}s'
+
+def _read(s):
+    "How much was read."
+    out = {_items(s):_value(s['images'], ',')}
+    if s.get('parts') is None: return out
+    what = 'tokens' if _items(s)=='texts' else 'patches'
+    return out|{what:f'{s["parts"]:,}', f'activation of a {_items(s)[:-1]}':f'{s.get("pool")} of its {what}'}
+
+def _name_lines(names):
+    "How many names there are, how many could be tested, and how well those did."
+    failed = f'; {names["failed"]:,} failed' if names.get('failed') else ''
+    auroc = {f'auroc{end}':names.get(k) for end,k in (('','auroc'),('_lo','lo'),('_hi','hi'))}
+    many,tested = (names.get(k) or 0 for k in ('named','tested'))
+    return {'names':f'{many:,}: {tested:,} tested, {max(many-tested,0):,} untested{failed}',
+            f'AUROC of {tested:,} tested names':_span(auroc, 'auroc'),
+            'AUROC of names of other features':_value(names.get('null'))}
+
 # %% ../../nbs/viz/40_card.ipynb #ddab290e
 def _optional_lines(s):
     "What a report has with labels, with many features, with names, with near copies."
-    out,u,names = {},s.get('uniqueness') or {},s.get('names')
+    out,u,items = {},s.get('uniqueness') or {},_items(s)
     if s.get('purity') is not None:
         out |= {'class purity':_span(s, 'purity'), 'class purity of any two images':_value(s.get('purity_floor'))}
     if s.get('fms_star') is not None: out['FMS@1, chance taken out'] = f'{s["fms_star"]:.3f}'
     if None not in (u.get('share_half'),u.get('popular_half')):
         shared = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
-        out['pairs of features sharing half their images'] = shared
-    if names:
-        failed = f', {names["failed"]:,} failed' if names.get('failed') else ''
-        auroc = {'auroc':names.get('auroc'), 'auroc_lo':names.get('lo'), 'auroc_hi':names.get('hi')}
-        out |= {'features named':f'{_value(names.get("named"), ",")}{failed}', 'AUROC of names':_span(auroc, 'auroc')}
-        out['AUROC of names of other features'] = _value(names.get('null'))
-    if s.get('near_copies'): out['pairs of images that are near copies'] = f'{s["near_copies"]:,}'
+        out[f'pairs of features sharing half their {items}'] = shared
+    if s.get('names'): out |= _name_lines(s['names'])
+    if s.get('near_copies'): out[f'pairs of {items} that are near copies'] = f'{s["near_copies"]:,}'
     apart = s.get('groups')
     if apart not in (None,s.get('images')):
-        out['groups of images'] = f'{apart:,}, the largest of {_value(s.get("largest_group"), ",")}'
+        out[f'groups of {items}'] = f'{apart:,}, the largest of {_value(s.get("largest_group"), ",")}'
     return out
 
 # %% ../../nbs/viz/40_card.ipynb #6044b8ad
@@ -84,17 +102,16 @@ def card_lines(
     report:FeatureReport, # from `measure`
 )->dict: # what it says -> text
     "The summary of a report as lines for people. Raises `BadInput` for a report that does not say all of it."
-    s = _whole(report).summary
-    dead,dense,undefined,images = (_value(s[k], ',') for k in ('dead','dense','undefined','images'))
+    s,items = _whole(report).summary,_items(report.summary)
+    dead,dense,undefined = (_value(s[k], ',') for k in ('dead','dense','undefined'))
     counts = {'features':f'{len(report.features):,}', 'never on':dead,
-              'on for over a tenth of images':dense}
+              f'on for over a tenth of {items}':dense}
     kept = {'variance explained':_span(s, 'fve'), 'features on (L0)':_value(s['l0'], '.1f')}
-    score = {'mean MS':_span(s, 'ms'), 'MS of any two images':_value(s['floor']),
-             'MS of the best tenth, ranked on other images':_value(s.get('ms_top')),
+    score = {'mean MS':_span(s, 'ms'), f'MS of any two {items}':_value(s['floor']),
+             f'MS of the best tenth, ranked on other {items}':_value(s.get('ms_top')),
              'features beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'),
              'features without a score':undefined}
-    source = {'images':images, **_source_lines(s)}
-    return {**_marked(kept|counts|score|_optional_lines(s), s), **source}
+    return {**_marked(kept|counts|score|_optional_lines(s), s), **_read(s), **_source_lines(s)}
 
 # %% ../../nbs/viz/40_card.ipynb #62bf8d1e
 def _score_figure(report):
@@ -106,8 +123,9 @@ def _score_figure(report):
     scores,supports = ({k:t[c].to_numpy() for k,t in groups.items()} for c in ('ms','support'))
     ax = _small_axes()
     score_vs_support(scores, supports, floor=report.summary['floor'], ax=ax)
-    return ('Score against the number of images. Rare features score high by luck more often; what is beyond luck is '
-            'told by shuffling, at a false discovery rate of 5 %.', png(ax))
+    ax.set_xlabel(f'{_items(report.summary)} on which the feature fires')
+    return (f'Score against the number of {_items(report.summary)}. Rare features score high by luck more often; '
+            'what is beyond luck is told by shuffling, at a false discovery rate of 5 %.', png(ax))
 
 # %% ../../nbs/viz/40_card.ipynb #8af5948f
 def _small_axes():
@@ -122,7 +140,8 @@ def _density_figure(report):
     if not len(h): return None
     ax = _small_axes()
     ax.bar(h.index, h, width=h.index*.5, align='edge')
-    ax.set(xlabel='share of images on which a feature is on', ylabel='features')
+    of = 'tokens' if _items(report.summary)=='texts' and report.summary.get('parts') else _items(report.summary)
+    ax.set(xlabel=f'share of {of} on which a feature is on', ylabel='features')
     few_ticks(ax)
     return f'How often features are on; {_value(report.summary["dead"], ",")} are never.', png(ax)
 
@@ -152,8 +171,9 @@ def card_figures(
 # %% ../../nbs/viz/40_card.ipynb #4bb2afca
 def _chosen(features, sort_by, n_each, min_support):
     "Features to show with photographs: of those with a score and enough images, the best, the middling and the worst."
-    enough = features[(features.support>=min_support)&features[sort_by].notna()]
-    ids = enough.sort_values(sort_by, ascending=False, kind='stable').index
+    by = sorting_column(features, sort_by)
+    enough = features[(features.support>=min_support)&features[by].notna()]
+    ids = enough.sort_values(by, ascending=False, kind='stable').index
     middle = max(0, len(ids)//2-n_each//2)
     return list(dict.fromkeys([*ids[:n_each], *ids[middle:middle+n_each], *ids[-n_each:]])) if len(ids) else []
 
@@ -161,7 +181,7 @@ def _chosen(features, sort_by, n_each, min_support):
 def report_card(
     report:FeatureReport,   # from `measure`
     path:str|Path,          # the HTML file
-    image,                  # the measured images: item -> PIL image, such as an `Images`
+    image,                  # the measured images or texts: item -> PIL image or text, such as an `Images`
     caption=None,           # item -> its text; None: what `Images` know, else none
     min_support:int=5,      # features on for fewer images get no photographs
     notes:dict|None=None,   # feature -> note, such as the browser keeps
@@ -179,5 +199,7 @@ def report_card(
     chosen = _chosen(f, sort_by, options.get('n_each', PageOptions.n_each), min_support)
     s = report.summary
     own = dict(title='Report card', intro=_said_of_rows(s), summary=card_lines(report), floor=s['floor'],
-               figures=card_figures(report), chosen=chosen)
+               figures=card_figures(report), chosen=chosen, kind=_items(s)[:-1])
+    if report.contexts is not None:
+        own |= dict(contexts=report.contexts, words=dict(density='share of tokens that activate it, 0 to 1'))
     return write_page(path, f.round(4), report.top_items, report.top_acts, image, caption, **own|options)

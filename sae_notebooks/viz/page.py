@@ -16,8 +16,9 @@ import pandas as pd
 from ..core.options import with_options
 from ..core.data import image_getter, image_uri
 from ..core.files import BadInput, atomic, data_uri
+from ..metrics.contexts import pieces
 from .figures import check_top, thumbnail
-from .scores import first_scores, words_of
+from .scores import first_scores, sorting_column, words_of
 
 # %% ../../nbs/viz/30_page.ipynb #ecab9247
 _unsafe = {ord(c): f'\\u{ord(c):04x}' for c in '<>&\u2028\u2029'}
@@ -54,15 +55,23 @@ def pick_features(
     return dict(best=order[:n], middling=order[start:start+n], worst=order[-n:])
 
 # %% ../../nbs/viz/30_page.ipynb #1dd0ca65
-def _photographs(rows, items, acts, image, caption, thumb):
-    "The cards of the features at `rows`: items and activations by row; thumbnails and captions by item, each once."
+def _cards(rows, items, acts):
+    "Items and activations of the features at `rows`."
     def card(r):
         real = items[r]>=0
         return dict(items=items[r][real].tolist(), acts=[float(f'{a:.4g}') for a in acts[r][real]])
-    cards = {int(r): card(r) for r in rows}
+    return {int(r): card(r) for r in rows}
+
+def _captions(cards, caption):
     shown = sorted({i for c in cards.values() for i in c['items']})
-    return dict(cards=cards, thumb=thumb, thumbs={i: image_uri(thumbnail(image, i, thumb), quality=80) for i in shown},
-                captions={i: str(caption(i)) for i in shown} if caption else {})
+    return shown,{i: str(caption(i)) for i in shown} if caption else {}
+
+def _photographs(rows, items, acts, image, caption, thumb):
+    "The cards of the features at `rows`; thumbnails and captions by item, each once."
+    cards = _cards(rows, items, acts)
+    shown,captions = _captions(cards, caption)
+    thumbs = {i: image_uri(thumbnail(image, i, thumb), quality=80) for i in shown}
+    return dict(cards=cards, thumb=thumb, thumbs=thumbs, captions=captions)
 
 # %% ../../nbs/viz/30_page.ipynb #df04de0b
 def asset(
@@ -101,6 +110,32 @@ class PageOptions:
     thumb:int=96                  # side of a thumbnail, pixels
     figures:Sequence|None=None    # pairs of caption and PNG bytes
     words:Mapping|None=None       # what columns mean, for those that `viz.scores` does not know
+    kind:str='image'              # what items are: image or text
+    contexts:object=None          # of texts: `Contexts`, where in them each feature is on
+    most:int=200                  # of texts: characters to show of one
+
+# %% ../../nbs/viz/30_page.ipynb #fb4f0efd
+def _passages(rows, items, acts, text, caption, o):
+    "The cards of the features at `rows`: of each text its stretches and their activations."
+    cards,m = _cards(rows, items, acts),items.shape[1]
+    def stretches(r, j, i):
+        where = o.contexts.of(r, j, m) if o.contexts is not None else ()
+        return [[p,float(f'{v:.4g}')] for p,v in pieces(str(text(i)), *where, most=o.most)]
+    for r,c in cards.items(): c['texts'] = [stretches(r, j, i) for j,i in enumerate(c['items'])]
+    return dict(cards=cards, thumb=o.thumb, thumbs={}, captions=_captions(cards, caption)[1])
+
+# %% ../../nbs/viz/30_page.ipynb #1eee132c
+def _rows_of_texts(features, rows, most=2000):
+    "All features, where they are not too many."
+    return range(len(features)) if len(features)<=most else rows
+
+def _shown(o):
+    "What is to be seen below."
+    if o.kind!='text':
+        return ('The images that activate a feature most. The bar under each is its activation, relative to the '
+                'strongest of the feature.')
+    darker = ' The darker a token, the more active the feature is on it.' if o.contexts is not None else ''
+    return f'The texts that activate a feature most, with its strongest activation in each.{darker}'
 
 # %% ../../nbs/viz/30_page.ipynb #a6479558
 def _check(features, sort_by):
@@ -119,8 +154,8 @@ def _check(features, sort_by):
 def _groups(features, chosen, sort_by, n_each):
     "Headings with the positions of the features whose photographs are shown."
     if chosen is None:
-        picked = pick_features(features[sort_by], n_each)
-        return [[f'{k.capitalize()} by {sort_by}', v.tolist()] for k, v in picked.items()]
+        by = sorting_column(features, sort_by)
+        return [[f'{k.capitalize()} by {by}', v.tolist()] for k, v in pick_features(features[by], n_each).items()]
     at = features.index.get_indexer(list(chosen))
     if (at<0).any():
         missing = list(chosen)[int((at<0).argmax())]
@@ -128,13 +163,19 @@ def _groups(features, chosen, sort_by, n_each):
     return [['Chosen', at.tolist()]] if len(at) else []
 
 # %% ../../nbs/viz/30_page.ipynb #c17fa895
-def _columns(features, sort_by, words):
+def _first_columns(features, sort_by):
+    "The column that names a feature, or None; those shown first: it, three scores, its label, two more scores."
+    title = next((c for c in ('name','tokens','label') if c in features), None)
+    scores = first_scores(features, sort_by)
+    label = ['label'] if 'label' in features and title!='label' else []
+    return title,[str(c) for c in ([title] if title else [])+scores[:3]+label+scores[3:5-len(label)]]
+
+def _columns(features, sort_by, words, kind='image'):
     "Of the columns: their values, the one that names a feature, those shown first, and their words."
-    title = next((c for c in ('name','label') if c in features), None)
-    first = [str(c) for c in ([title] if title else [])+first_scores(features, sort_by)]
+    title,first = _first_columns(features, sort_by)
     columns = [_column(c, features[c]) for c in features]
     rest = sorted((c for c in columns if c['name'] not in first), key=lambda c: c['kind']!='text')
-    known = {c['name']:(words or {}).get(c['name'], words_of(c['name'])) for c in columns}
+    known = {c['name']:(words or {}).get(c['name'], words_of(c['name'], kind)) for c in columns}
     return dict(columns=columns, label=title, first=first, listed=first+[c['name'] for c in rest],
                 words={c:str(w) for c,w in known.items() if w})
 
@@ -166,7 +207,7 @@ def write_page(
     features:pd.DataFrame,  # a row a feature, index = its id; columns of numbers or text: ms, ms_lo, support, label …
     top_items:np.ndarray,   # items that activate each feature most, -1 where there are fewer, (n_features, m)
     top_acts:np.ndarray,    # their activations, (n_features, m)
-    image,                  # item -> PIL image, such as an `Images`
+    image,                  # item -> PIL image or text, such as an `Images`
     caption:Callable|None=None, # item -> its text
     **options,              # fields of `PageOptions`: title, intro, sort_by …
 )->Path:                    # path
@@ -178,7 +219,10 @@ def write_page(
     summary = [[str(k), _text(v)] for k, v in (o.summary or {}).items()]
     data = dict(title=str(o.title), intro=str(o.intro), summary=summary, figures=[_figure(*f) for f in o.figures or []],
                 sort_by=str(o.sort_by), floor=None if o.floor is None else float(o.floor),
-                ids=[str(i) for i in features.index], groups=groups, **_columns(features, o.sort_by, o.words))
-    rows = [r for _, group in groups for r in group]
-    _write(path, render(data | _photographs(rows, items, acts, image_getter(image), caption, o.thumb)))
+                ids=[str(i) for i in features.index], groups=groups, item=o.kind, shown=_shown(o),
+                **_columns(features, o.sort_by, o.words, o.kind))
+    rows,get = [r for _, group in groups for r in group],image_getter(image)
+    if o.kind=='text': seen = _passages(_rows_of_texts(features, rows), items, acts, get, caption, o)
+    else: seen = _photographs(rows, items, acts, get, caption, o.thumb)
+    _write(path, render(data | seen))
     return Path(path)

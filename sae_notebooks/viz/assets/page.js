@@ -21,18 +21,27 @@ function el(tag, attrs, ...kids) {
 const column = name => data.columns.find(c => c.name === name);
 const score = column(data.sort_by), support = column("support"), label = column(data.label);
 const lo = column(data.sort_by + "_lo"), hi = column(data.sort_by + "_hi");
-const listed = data.listed.map(column);
-const first = new Set(data.first.map(column));
+const item = data.item, items = item + "s";
+// the interval stands beside its score, and sorts by its lower end: what is surely high comes first
+const ends = lo && hi ? [{name: "interval", kind: "span", values: lo.values}] : [];
+const withEnds = names => names.map(column).flatMap(c => c === score ? [c, ...ends] : [c]);
+const listed = withEnds(data.listed);
+const first = new Set(withEnds(data.first));
+data.words.interval = "95 % interval of " + data.sort_by + "; sorted by its lower end";
 const count = v => v.toLocaleString("en");
 
 function show(c, r) {
   const v = c.values[r];
   if (c.kind === "text") return v;
   if (v === null) return "\u2013";
+  if (c.kind === "span") return short(v) + " to " + short(hi.values[r]);
   if (c.kind === "int") return count(v);
   return Math.abs(v) < 1e-3 && v !== 0 ? v.toExponential(1) : v.toPrecision(3);
 }
-const title = r => data.ids[r] + (label && label.values[r] !== "" ? "  " + show(label, r) : "");
+const short = v => v === null ? "\u2013" : v.toFixed(2).replace("0.", ".");
+const fate = label && label.name === "name" ? column("status") : null;
+const untested = r => fate && fate.values[r] === "untested" ? " (untested)" : "";
+const title = r => data.ids[r] + (label && label.values[r] !== "" ? "  " + show(label, r) + untested(r) : "");
 const meaning = name => data.words[name] ? {title: data.words[name]} : {};
 const visible = () => listed.filter(c => state.shown.has(c));
 const interval = r => lo && hi && lo.values[r] !== null && hi.values[r] !== null ? [lo.values[r], hi.values[r]] : null;
@@ -49,7 +58,7 @@ document.documentElement.style.setProperty("--thumb", data.thumb + "px");
 
 // # order: which rows, in which order
 const PAGE = 25;
-const state = {query: "", by: score, down: true, page: 0, at: null, shown: new Set(first), more: false};
+const state = {query: "", by: ends[0] ?? score, down: true, page: 0, at: null, shown: new Set(first), more: false};
 let sorted = [], order = [], texts = null;
 
 // all rows by the chosen column, undefined last, equals in the table's order
@@ -199,7 +208,7 @@ function axes() {
     out.push(el("text", {x: X(v), y: H - B + 16, "text-anchor": "middle"}, count(v)));
   }
   if (data.floor !== null) out.push(line(L, W - R, Y(data.floor), Y(data.floor), "floor"));
-  const name = "images on which the feature fires (support)";
+  const name = items + " on which the feature fires (support)";
   out.push(el("text", {x: (L + W - R) / 2, y: H - 4, "text-anchor": "middle"}, name));
   return out;
 }
@@ -262,7 +271,7 @@ $("plot").addEventListener("keydown", e => {
   select(order[i < 0 ? 0 : Math.min(Math.max(i + by, 0), order.length - 1)]);
 });
 
-// # cards: a score on its scale, and photographs
+// # cards: a score on its scale, and photographs or texts
 const [s0, s1] = range(score.values.filter(v => v !== null).concat(data.floor ?? []));
 const percent = v => 100 * Math.min(Math.max((v - s0) / (s1 - s0 || 1), 0), 1);
 
@@ -279,21 +288,34 @@ function scale(r) {
   if (v !== null) e.append(bar("at", percent(v)));
   return e;
 }
-function photo(item, act, most) {
-  const strength = el("div", {class: "act"}), text = data.captions[item] ?? "item " + item;
+function photo(id, act, most) {
+  const strength = el("div", {class: "act"}), text = data.captions[id] ?? item + " " + id;
   strength.style.width = 100 * (most > 0 ? Math.max(act, 0) / most : 0) + "%";
-  const image = el("img", {src: data.thumbs[item], alt: text});
+  const image = el("img", {src: data.thumbs[id], alt: text});
   return el("figure", {title: text + "  (activation " + act + ")"}, image, strength, el("figcaption", {}, text));
 }
+// a text, its tokens the darker the more active they are
+function tint(part, act, most) {
+  const e = el("mark", {title: "activation " + act}, part);
+  e.style.setProperty("--on", (12 + 44 * Math.min(act / most, 1)).toFixed(0) + "%");
+  return e;
+}
+function passage(id, act, most, parts) {
+  const plain = part => part.replace(/\n/g, "\u21b5 "), said = data.captions[id] ?? "";
+  const marks = parts.map(([part, v]) => v > 0 ? tint(plain(part), v, most) : plain(part));
+  const value = el("span", {class: "soft", title: "strongest activation"}, act.toPrecision(3));
+  return el("p", {class: "passage", title: said || item + " " + id}, value, el("span", {}, ...marks));
+}
 function photos(r) {
-  const c = data.cards[r];
-  if (!c) return el("p", {class: "soft"}, "photographs are kept for the chosen features only");
-  return el("div", {class: "photos"}, ...c.items.map((item, i) => photo(item, c.acts[i], Math.max(...c.acts))));
+  const c = data.cards[r], most = c ? Math.max(...c.acts) : 0;
+  if (!c) return el("p", {class: "soft"}, items + " are kept for the chosen features only");
+  if (c.texts) return el("div", {}, ...c.items.map((id, i) => passage(id, c.acts[i], most, c.texts[i])));
+  return el("div", {class: "photos"}, ...c.items.map((id, i) => photo(id, c.acts[i], most)));
 }
 function card(r) {
-  const ends = interval(r) ? " [" + show(lo, r) + ", " + show(hi, r) + "]" : "";
+  const span = interval(r) ? " [" + show(lo, r) + ", " + show(hi, r) + "]" : "";
   const name = el("button", {type: "button", class: "name", onclick: () => select(r)}, title(r));
-  const value = el("span", meaning(data.sort_by), data.sort_by + " " + show(score, r) + ends);
+  const value = el("span", meaning(data.sort_by), data.sort_by + " " + show(score, r) + span);
   return el("article", {class: "card", "data-card": r}, el("header", {}, name, value), scale(r), photos(r));
 }
 
@@ -322,6 +344,8 @@ for (const [name, rows] of data.groups) {
   $("gallery").append(el("h3", {}, name), el("div", {class: "cards"}, ...rows.map(card)));
 }
 $("photographs").hidden = !data.groups.length;
+$("kind").textContent = item === "text" ? "Texts" : "Photographs";
+$("shown").textContent = data.shown;
 $("query").disabled = false;
 hover(null);
 sort();
