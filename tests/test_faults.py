@@ -162,7 +162,7 @@ def said(tmp_path_factory):
     def chain():
         "The only image all the way"
         out = [cli('extract',one,'--out',d/'acts'), cli('train',d/'acts','--d-sae',32,'--k',4,'--steps',20,'--out',d/'sae')]
-        return [*out, cli('measure',d/'sae',d/'acts',d/'acts','--out',d/'report'), d/'report']
+        return [*out, cli('measure',d/'sae',d/'acts',d/'acts','--allow-same-judge','--out',d/'report'), d/'report']
     jobs = dict(one=(chain,), corrupt=run('bad',d/'o1'), skipped=run('bad',d/'o2','--skip-bad'), text=run('text',d/'o3'), empty=run('empty',d/'o4'),
                 below=run('one',d/'file/acts'), proc=run('one','/proc/acts'))
     return dict(zip(jobs, together(*jobs.values())))

@@ -108,7 +108,7 @@ def test_other_photographs_of_the_same_number_are_refused(of_photographs, wrong,
     for line in (f'page report {wrong} --out wrong.html',f'name report {wrong} --out wrong'):
         status,said = sh(line, d, monkeypatch)
         assert status==2 and 'not the images that were measured' in said, said
-        assert not (d/'wrong.html').exists() and not (d/'wrong').exists()
+        assert not (d/'wrong.html').exists() and not (d/'wrong'/'report.json').exists()
     from sae_notebooks.viz.browser import FeatureBrowser
     with pytest.raises(BadInput, match='not the images'): FeatureBrowser(load_report(d/'report'), open_images(d/wrong))
 
@@ -125,7 +125,7 @@ def test_a_report_says_that_it_is_of_training_rows(world, tmp_path):
     report = measure(load_sae(tmp_path/'sae'), store, judge, **quick)
     assert report.summary['rows']=='on training rows' and 'on training rows' in repr(report)
     lines = card_lines(report)
-    assert {'mean MS, on training rows','variance explained, on training rows','dead, on training rows'}<=set(lines), lines
+    assert {'mean MS, on training rows','variance explained, on training rows','never on, on training rows'}<=set(lines), lines
     page = report_card(report, tmp_path/'card.html', open_images(d/'photos')).read_text()
     held = json.loads(re.search('id="data">(.*?)</script>', page, re.S)[1])
     assert 'trained on' in held['intro'] and all('On training rows' in caption for caption,_ in held['figures'])

@@ -243,7 +243,7 @@ def same_judges(
     own = [nm for nm,j in emb.items() if same(j)]
     if own and not allow:
         raise BadInput(f'the judge {own[0]!r} is the model whose activations these are, and would agree with itself: '
-                       'extract with another, or ask for it by allow_same_judge=True (--allow-same-judge)')
+                       'extract with another, or ask for it by allow_same_judge=True')
     return own
 
 # %% ../../nbs/metrics/85_measure.ipynb #63146b07

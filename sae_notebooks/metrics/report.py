@@ -213,7 +213,7 @@ def measured_images(
     if s.get(f'{by}_hash') in (None,found[f'{by}_hash']): return get
     raise BadInput(f'these are not the images that were measured ({len(table)} others, by their '
                    f'{by.replace("images","names")}): give those, '
-                   'or ask for it by allow_other=True (--allow-other)')
+                   'or ask for it by allow_other=True')
 
 # %% ../../nbs/metrics/80_report.ipynb #873456fe
 def _with_keys(images, item, most=256):

@@ -61,7 +61,7 @@ def check_origin(
     own = odd==['point'] and was['point'] in getattr(store,'sites',())
     help_ = f'take store.site({was["point"]!r}) (--site), or ' if own else ''
     raise BadInput(f'the SAE was trained on {one}, and these rows are of {other}: {help_}'
-                   'ask for it by allow_other=True (--allow-other)')
+                   'ask for it by allow_other=True')
 
 # %% ../../nbs/training/16_origin.ipynb #a84d7edc
 def item_names(

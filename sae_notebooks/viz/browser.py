@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.codes import transpose
-from ..core.data import image_getter, image_uri
+from ..core.data import image_getter, image_uri, rgb_image
 from ..core.files import BadFile, BadInput, read_json, write_json
 from ..core.folders import alone
 from ..core.readers import checked
@@ -306,7 +306,7 @@ def _tokens(pairs, most=None):
 def _overlaid(im, heat):
     "The image, paler where the feature is silent."
     from PIL import Image
-    im = im.convert('RGB')
+    im = rgb_image(im)
     if heat is None or heat.max()<=0: return im
     mask = Image.fromarray((255*np.clip(heat/heat.max(), 0, 1)).astype(np.uint8)).resize(im.size, Image.BILINEAR)
     return Image.composite(im, Image.blend(im, Image.new('RGB', im.size, 'white'), .75), mask)

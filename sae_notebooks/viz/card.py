@@ -94,7 +94,7 @@ def _source_lines(s):
     def place(o): return ' '.join(str(o[k]) for k in ('model','point','rule') if o.get(k)) or 'not recorded'
     out = {'measured on':_rows(s), 'layer':place(s)}
     if s.get('trained_at'): out['trained on another layer'] = place(s['trained_at'])
-    own = ', the model itself' if s['evaluator'] in s.get('same_judges',()) else ''
+    own = ', the model itself' if s['evaluator'] in (s.get('same_judges') or ()) else ''
     return out|{'judge':f'{s["evaluator"]}{own}'}
 
 # %% ../../nbs/viz/40_card.ipynb #3e011b5e

@@ -11,7 +11,7 @@ import io, re, zlib
 from typing import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
-from ..core.data import image_getter
+from ..core.data import image_getter, rgb_image
 from ..core.files import BadInput
 
 # %% ../../nbs/viz/10_figures.ipynb #b29753bb
@@ -251,7 +251,7 @@ def thumbnail(
 ):                  # PIL image, RGB, size x size
     "The centre square of one photograph, upright, or an error that names the item."
     from PIL import ImageOps
-    try: return ImageOps.fit(ImageOps.exif_transpose(image(int(item))).convert('RGB'), (size, size))
+    try: return ImageOps.fit(rgb_image(ImageOps.exif_transpose(image(int(item)))), (size, size))
     except Exception as e: raise BadInput(f"image({item}) gave no picture: {type(e).__name__}: {e}") from e
 
 # %% ../../nbs/viz/10_figures.ipynb #131fcbe3
