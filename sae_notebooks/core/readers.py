@@ -81,7 +81,10 @@ def checked(
     if wrong := _misfit(obj, kind, place): raise BadFile(path, wrong[1], wrong[0] or None)
     return obj
 
-def fits(obj, kind)->bool: # what JSON holds; a type
+def fits(
+    obj,  # what JSON holds
+    kind, # what it should be
+)->bool:
     "Whether `checked` would return."
     return _misfit(obj, kind) is None
 
