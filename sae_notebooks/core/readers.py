@@ -81,6 +81,7 @@ def checked(
     if wrong := _misfit(obj, kind, place): raise BadFile(path, wrong[1], wrong[0] or None)
     return obj
 
+# %% ../../nbs/core/08_readers.ipynb #a2e607fd
 def fits(
     obj,  # what JSON holds
     kind, # what it should be
@@ -113,6 +114,7 @@ def _check_column(path, name, column, kind):
     row = int(odd.to_numpy().argmax())
     raise BadFile(path, f'{short(column.iloc[row])} is not {_words[kind]}', f'row {row+1}, column {name}')
 
+# %% ../../nbs/core/08_readers.ipynb #c0ab94ee
 def check_columns(
     table:pd.DataFrame, # as it was read
     types:dict,         # column -> str, float, int or bool; columns that are not there are no matter
@@ -148,6 +150,7 @@ def safe_cell(
     risky = isinstance(v, str) and v.lstrip(' ').startswith(('=','+','-','@','\t','\r','\n','＝','＋','－','＠'))
     return f"'{v}" if risky and not re.fullmatch(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', v, re.I) else v
 
+# %% ../../nbs/core/08_readers.ipynb #1c23b09c
 def safe_csv(
     table:pd.DataFrame, # such as the features of a report
     path:str|Path,      # the file
