@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 _modules = {
     'core.codes': 'Codes',
     'core.data': 'open_images open_tree open_words verify',
+    'core.readers': 'safe_csv',
     'core.synthetic': 'plant',
     'models.ask': 'LocalModel ServerModel',
     'models.hooks': 'capture points replace',

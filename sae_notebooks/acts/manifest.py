@@ -78,6 +78,7 @@ def _own(path, name): # whether a file of that name would be in the folder
     try: return bool(inside(path, name))
     except BadInput: return False
 
+# %% ../../nbs/acts/25_manifest.ipynb #1bbd9ad6
 def read_journal(
     path:str|Path, # the folder of a store that is being written
 )->tuple:          # (what is being written, or None; shard number -> its record)
@@ -167,6 +168,7 @@ class ItemTable:
     rows:Count # lines, without the names of the columns
     sha256:str # of the file
 
+# %% ../../nbs/acts/25_manifest.ipynb #2797cf07
 @dataclass
 class Manifest:
     "What `store.json` says; more is kept beside it."
@@ -177,6 +179,7 @@ class Manifest:
     shards:list[ShardRecord]    # in order
     items:list[ItemTable] # the items of all runs, in order
 
+# %% ../../nbs/acts/25_manifest.ipynb #9a78d9ad
 def read_manifest(
     path:str|Path, # a store's folder
 )->dict:

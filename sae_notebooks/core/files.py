@@ -49,6 +49,7 @@ class BadFile(BadInput):
         self.path,self.why,self.place = Path(path),why,place
         super().__init__(f'{path}: {why}' if place is None else f'{path}, {place}: {why}')
 
+# %% ../../nbs/core/05_files.ipynb #e786f527
 class NoSpace(BadInput):
     "A file does not fit on its disk."
     def __init__(self,
@@ -78,6 +79,7 @@ def make_folder(
         raise BadInput(f'cannot write to {path} ({e.strerror}): name a folder that you may write to') from e
     return path
 
+# %% ../../nbs/core/05_files.ipynb #15d1bf7f
 def disk_full(
     e:BaseException, # what writing raised
 )->bool:
@@ -85,6 +87,7 @@ def disk_full(
     full = isinstance(e, OSError) and e.errno in (errno.ENOSPC,errno.EDQUOT)
     return full or f'os error {errno.ENOSPC}' in str(e) or 'No space left' in str(e) # as safetensors says it
 
+# %% ../../nbs/core/05_files.ipynb #0114aaf0
 @contextmanager
 def room_for(
     path:str|Path,      # the file to be written
@@ -142,6 +145,7 @@ def plain_file(
         raise BadFile(path, f'has {found.st_size:,} bytes, more than the {limit:,} that such a file may have')
     return Path(path)
 
+# %% ../../nbs/core/05_files.ipynb #7ee72151
 def parse_json(
     text:str|bytes, # JSON
     path:str|Path,  # the file it is of, for the message

@@ -53,6 +53,7 @@ def _header(path, most=100_000):
     if raw.count(b'data_offsets')>most: raise ValueError(f'its header names more than {most:,} tensors')
     return size,n,parse_json(raw, path, 'header')
 
+# %% ../../nbs/core/15_tensors.ipynb #a675a001
 def tensor_places(
     path:str|Path, # a safetensors file
 )->dict:           # name -> Place

@@ -422,6 +422,7 @@ def app(
     for name in commands: cli.command()(typer_command(name, wanted in ('',name)))
     return cli
 
+# %% ../../nbs/dev/30_cli.ipynb #f6b2db42
 @stoppable('sae-notebooks: stopped; the same command continues')
 def main(
     argv:list|None=None, # arguments, default those of the process

@@ -128,6 +128,7 @@ def _arrays_of(path, wanted):
         if (t[k].dtype.kind,t[k].ndim)!=what: raise BadFile(path, f'{t[k].dtype} of {t[k].shape} was not to be here', k)
     return t
 
+# %% ../../nbs/metrics/80_report.ipynb #39d150b2
 def _examples(path, n):
     "The strongest items of `n` features with their activations, and the resamples of the summary."
     t = _arrays_of(path, dict(items=('i',2), acts=('f',2)))
@@ -136,6 +137,7 @@ def _examples(path, n):
     if of!=n: raise BadInput(f'{path.parent}: report.csv has {n} features, examples.safetensors {of}')
     return t['items'],t['acts'],draws
 
+# %% ../../nbs/metrics/80_report.ipynb #b4778155
 def _codes(path, d_sae):
     if not path.is_file(): return None,None
     c = _arrays_of(path, dict(row_ptr=('i',1), idx=('i',1), val=('f',1), item=('i',1)))

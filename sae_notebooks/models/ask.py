@@ -180,6 +180,7 @@ class _Deadline:
         try: sock and sock.shutdown(socket.SHUT_RDWR)
         except OSError: pass # it is closed already
 
+# %% ../../nbs/models/90_ask.ipynb #221035a4
 def _bounded_client(openai, total, most):
     "An HTTP client that gives an answer `total` seconds and `most` bytes, takes it unpacked, and asks nobody else."
     own = [c.__module__.split('.')[0] for c in openai.DefaultHttpxClient.__mro__]
@@ -309,6 +310,7 @@ class _Kept:
     data:dict|None=None
     why:str|None=None
 
+# %% ../../nbs/models/90_ask.ipynb #31be70e5
 class AnswerCache:
     "Answers on disk, by content of the question."
     def __init__(self,

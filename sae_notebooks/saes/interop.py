@@ -61,6 +61,7 @@ def _check_zip(path, most=20):
         for i in z.infolist():
             if i.filename.endswith('.npy'): _check_array(z, i, path)
 
+# %% ../../nbs/saes/80_interop.ipynb #59dc3208
 def _check_array(z, member, path):
     with z.open(member) as f:
         old = np.lib.format.read_magic(f)==(1,0)
@@ -198,6 +199,7 @@ def _counts(k, tensors, trainer, source):
     if len(v) and ((v>=1)&(v<2**31)&(v%1==0)).all(): return v
     raise BadFile(source, f'{k} is {short(v.tolist())}, counts were expected')
 
+# %% ../../nbs/saes/80_interop.ipynb #79fb1a5f
 def _dictionary_learning(cfg, tensors, source):
     trainer,options = cfg.get('trainer') or {},{}
     name = trainer.get('dict_class')

@@ -37,6 +37,7 @@ _example_condition = 'ms > .5 and support >= 10'
 def _is_small(node, most=1e15): # a number
     return isinstance(node, ast.Constant) and type(node.value) in (int,float) and abs(node.value)<=most
 
+# %% ../../nbs/viz/20_browser.ipynb #bdd3bbe4
 def _is_arithmetic(node, numbers):
     "Whether all that is added or multiplied here is a column of numbers or a small number; powers are of columns."
     if not isinstance(node, ast.BinOp): return True
