@@ -1,5 +1,5 @@
 "Processes that are killed, images that are damaged, folders that cannot be written: what is left opens, resumes, or says what is wrong"
-import json, os, random, shutil, signal, subprocess, sys, time
+import json, os, random, re, shutil, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import pandas as pd, pytest, torch
@@ -34,9 +34,10 @@ def cli(*args):
     return r.returncode,r.stdout,r.stderr
 
 def die_at(args, n, name, late=0):
-    "kill -9 just before, or just after, the n-th file of a run takes its name, which tells how far the runs before it got"
+    "kill -9 just before, or just after, the n-th file of a run takes its name, or one it has until all do; that tells how far the runs before it got"
     r = subprocess.run(**command(args, DYING.format(n=n, late=late)), capture_output=True, timeout=300)
-    assert r.returncode==-signal.SIGKILL and Path(r.stdout.strip()).name==name, f'{r.stdout} is not {name}; {r.stderr}'
+    took = re.sub(r'^\.(.*)\.\d+\.tmp$', r'\1', Path(r.stdout.strip()).name)
+    assert r.returncode==-signal.SIGKILL and took==name, f'{r.stdout} is not {name}; {r.stderr}'
 
 def kill_when(args, happened, delay, limit=300):
     "kill -9 from outside, `delay` seconds after something happened"
@@ -80,7 +81,7 @@ def store_is_honest(out):
 
 def test_killed_extract_resumes_to_the_same_bytes(tmp_path):
     photos,rng = copy_photos(tmp_path/'photos',40),random.Random(0)
-    exact = [(die_at,1,'items.csv'), (die_at,2,'acts-00000.safetensors'), (die_at,3,'acts-00001.safetensors',1), (die_at,11,'store.json'), (die_at,2,'store.json',1)] # the last: finished
+    exact = [(die_at,1,'items.csv'), (die_at,2,'acts-00000.safetensors'), (die_at,3,'acts-00001.safetensors',1), (die_at,11,'store.json'), (die_at,3,'.commit.json',1)] # the last: decided, and finished by whoever comes next
     polled = [(kill_when, (tmp_path/f'polled/acts-0000{n}.safetensors').exists, rng.uniform(0,.1)) for n in (0,5)]
     want,*got = three_ways(['extract',photos,'--n-views',2,'--batch-size',8,'--shard-items',4], tmp_path, store_is_honest, exact=exact, polled=polled)
     man = json.loads(want['store.json'])
@@ -108,7 +109,7 @@ def sae_is_honest(out):
 
 def test_killed_train_resumes_to_the_same_bytes(planted, tmp_path):
     rng = random.Random(1)
-    exact = [(die_at,30,'checkpoint.safetensors'), (die_at,32,'sae_weights.safetensors',1), (die_at,2,'cfg.json',1)] # the last: finished
+    exact = [(die_at,30,'checkpoint.safetensors'), (die_at,32,'cfg.json',1), (die_at,3,'sae_weights.safetensors',1)] # the last: new weights, old settings, until somebody looks
     polled = [(kill_when, lambda n=n: step_of(tmp_path/'polled')>=n, rng.uniform(0,.05)) for n in (20,600)]
     args = ['train',planted.path,'--d-sae',256,'--k',8,'--batch-size',128,'--steps',1200,'--checkpoint-every',20]
     want,*got = three_ways(args, tmp_path, sae_is_honest, exact=exact, polled=polled)

@@ -152,7 +152,7 @@ def _shard_places(file, stamp, record, site, d_in):
 
 # %% ../../nbs/acts/20_shards.ipynb #e1854b56
 def _still(file, stamp, record):
-    "The stamp of a shard that was opened as `stamp`. Raises `BadInput` when it was cut short or holds something else by now."
+    "The stamp of a shard that was opened as `stamp`. Raises `BadInput` when it was cut short or changed since."
     now = _stamp(file)
     if now==stamp: return now
     if now[1]!=record['bytes']:

@@ -61,7 +61,7 @@ def stoppable(
     said:str='stopped', # the line that is printed
     grace:float=1.,     # seconds for files and kernels
 ):
-    "Within the block Ctrl-C, SIGTERM and SIGHUP end the process, whatever it is doing, with one line and 130, 143 or 129."
+    "Ctrl-C, SIGTERM and SIGHUP end the process within the block, whatever it does, with one line and 130, 143 or 129."
     if threading.current_thread() is not threading.main_thread():
         yield # signals are the main thread's
         return

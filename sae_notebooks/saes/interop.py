@@ -316,7 +316,7 @@ def _write_saelens(sae, path, overwrite):
 
 # %% ../../nbs/saes/80_interop.ipynb #2086d8f0
 @contextmanager
-def _foreign(sae, path, weights, config, settings, overwrite): # both files or none; the hash of the weights in the settings
+def _foreign(sae, path, weights, config, settings, overwrite): # both files or none; the weights' hash in the settings
     old = 'cfg.json','config.json','sae.safetensors','ae.pt','sae_weights.safetensors','history.csv','log.jsonl'
     with new_version(path, 'an SAE', [weights,config], old, overwrite) as new:
         with room_for(Path(path)/weights, sum(t.nbytes for t in sae.state_dict().values())): yield new[weights]

@@ -60,7 +60,7 @@ def go_back(
     path:Path,  # a checkpoint of this process
     device='cpu', # that the processes talk through
 )->bool:        # whether there is one
-    "Put the last checkpoint that all processes have in the place of `path`; later ones, and those of a step that not all have, go."
+    "Put the last checkpoint that all processes have in the place of `path`; those of steps that not all have go."
     own = saved_steps(path)
     steps = torch.tensor((sorted(own)+[-1,-1])[:2], device=device)
     common = set.intersection(*({s for s in t.tolist() if s in own} for t in gather_tensors(steps)))

@@ -229,9 +229,10 @@ class FeatureBrowser:
         return pieces(text, *(c.of(self._position(k), j, m) if c is not None else ()))
 
     def note(self, k:int, text:str): # a feature; what to say of it
-        "Write something down about a feature; an empty text removes it. What another browser wrote into the file stays."
+        "Write something down about a feature; an empty text removes it. What others wrote stays."
         self._position(k)
-        def with_it(notes): return {i:t for i,t in notes.items() if i!=k}|({int(k):text.strip()} if text.strip() else {})
+        new = {int(k):text.strip()} if text.strip() else {}
+        def with_it(notes): return {i:t for i,t in notes.items() if i!=k}|new
         if self.file: self.notes = _change_notes(self.file, self.notes, with_it)
         else: self.notes = with_it(self.notes)
 
