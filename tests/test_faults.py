@@ -80,13 +80,13 @@ def store_is_honest(out):
 
 def test_killed_extract_resumes_to_the_same_bytes(tmp_path):
     photos,rng = copy_photos(tmp_path/'photos',40),random.Random(0)
-    exact = [(die_at,1,'items.csv'), (die_at,2,'acts-00000.safetensors'), (die_at,3,'acts-00001.safetensors',1), (die_at,11,'store.json'), (die_at,2,'store.json',1)] # the last: finished
+    exact = [(die_at,1,'items.csv'), (die_at,2,'acts-00000.safetensors'), (die_at,3,'acts-00001.safetensors',1), (die_at,13,'store.json'), (die_at,1,'store.json',1)] # the last: decided on before, and finished by whoever comes next
     polled = [(kill_when, (tmp_path/f'polled/acts-0000{n}.safetensors').exists, rng.uniform(0,.1)) for n in (0,5)]
     want,*got = three_ways(['extract',photos,'--n-views',2,'--batch-size',8,'--shard-items',4], tmp_path, store_is_honest, exact=exact, polled=polled)
     man = json.loads(want['store.json'])
     assert len(man['shards'])==10 and man['n_rows']==80 and set(want)=={'store.json','items.csv',*(s['file'] for s in man['shards'])}
     for g in got: assert g==want
-    assert list((tmp_path/'exact').glob('.*.tmp')) # what the kills before a rename left behind did no harm
+    assert not [p.name for n in ('exact','polled') for p in (tmp_path/n).glob('.*')] # what the kills left behind is gone
 
 # --- train -----------------------------------------------------------------------------------------------------------
 
@@ -108,13 +108,13 @@ def sae_is_honest(out):
 
 def test_killed_train_resumes_to_the_same_bytes(planted, tmp_path):
     rng = random.Random(1)
-    exact = [(die_at,30,'checkpoint.safetensors'), (die_at,32,'sae_weights.safetensors',1), (die_at,2,'cfg.json',1)] # the last: finished
+    exact = [(die_at,30,'checkpoint.safetensors'), (die_at,34,'sae_weights.safetensors',1)] # the last: all files were decided on, and take their places when the folder is opened
     polled = [(kill_when, lambda n=n: step_of(tmp_path/'polled')>=n, rng.uniform(0,.05)) for n in (20,600)]
     args = ['train',planted.path,'--d-sae',256,'--k',8,'--batch-size',128,'--steps',1200,'--checkpoint-every',20]
     want,*got = three_ways(args, tmp_path, sae_is_honest, exact=exact, polled=polled)
     assert pd.read_csv(tmp_path/'whole/history.csv').dead.max()>0
     for name in ('sae_weights.safetensors','cfg.json','history.csv'): assert all(g[name]==want[name] for g in got), f'{name} differs'
-    assert len(list((tmp_path/'exact').glob('.*.tmp')))==1
+    assert not [p.name for n in ('exact','polled') for p in (tmp_path/n).glob('.*')]
 
 KILLED = '''
 import os,signal,sys

@@ -200,6 +200,18 @@ def _held_out(word, rows):
 
 command(_train, _train_options)
 
+# %% ../../nbs/dev/30_cli.ipynb #3c0efe3a
+def _same_report(out, given, overwrite):
+    "The report in a folder, if it is the one that is asked for. Raises `BadInput` for another, before any work."
+    from sae_notebooks.core.folders import keep_others
+    from sae_notebooks.metrics.report import load_report
+    there = keep_others(out, 'a feature report')
+    if not there or overwrite: return None
+    report = load_report(out)
+    if report.summary.get('given')==given: return report
+    raise BadInput(f'{out} already holds a feature report of another SAE, of other data or settings: '
+                   'name another folder, or replace it with --overwrite')
+
 # %% ../../nbs/dev/30_cli.ipynb #c845a9a3
 def _measure_options():
     from sae_notebooks.metrics.measure import MeasureConfig
@@ -215,12 +227,14 @@ def _measure(
     site:str='',             # which hook point of a store of several; default the one that the SAE was trained on
     judge_site:str='',       # which of the judge's
     tree:str='',             # a taxonomy: an embedded one, or CSV: label, then columns from the root down
+    overwrite:bool=False,    # replace another report that is there
     **options,
 ):
     "Score every feature: MS with intervals and null, labels, FMS, overlap, top images."
     from sae_notebooks.acts.store import ActStore
     from sae_notebooks.core.data import open_tree
-    from sae_notebooks.metrics.measure import measure
+    from sae_notebooks.core.options import with_options
+    from sae_notebooks.metrics.measure import MeasureConfig, given_to_measure, measure
     from sae_notebooks.saes.interop import from_pretrained
     from sae_notebooks.training.origin import trained_at
     judges,sae = {},from_pretrained(sae)
@@ -229,8 +243,12 @@ def _measure(
         judges[j.path.name if model in (None,*judges) else model] = j
     rows,own = ActStore(store),trained_at(sae).get('point')
     if site or own in rows.sites: rows = rows.site(site or own)
-    report = measure(sae, rows, judges, tree=open_tree(tree) if tree else None, **options)
-    report.save(out)
+    kinds = open_tree(tree) if tree else None
+    given = given_to_measure(sae, rows, judges, with_options(MeasureConfig, options), tree=kinds)
+    report = _same_report(out, given, overwrite)
+    if report is None:
+        report = measure(sae, rows, judges, tree=kinds, **options)
+        report.save(out, overwrite)
     print(f'{out}: {report}')
 
 command(_measure, _measure_options)
@@ -261,12 +279,14 @@ def _name(
     label:str='',            # the column with the labels, default label, where there is one
     features:int=0,          # only so many of the features with the highest score; 0: all
     yes:bool=False,          # do not ask before a language model is asked
+    overwrite:bool=False,    # replace another report that is there
     **options,
 ):
     "Name features from one part of the images, and test the names on another."
     from sae_notebooks.models.ask import LocalModel, ServerModel
     from sae_notebooks.naming.name import name
     r,ims = _measured(report, images, label)
+    _same_report(out, r.summary.get('given'), overwrite)
     if server and not namer: raise BadInput('a server has several models: say with --namer which one to ask')
     if group and group not in ims.items:
         raise BadInput(f'{images} has no column {group!r}; there are {", ".join(ims.items)}')
@@ -274,7 +294,7 @@ def _name(
     best = r.features.ms.sort_values(ascending=False, kind='stable').index[:features] if features else None
     named = name(r, ims, model, namer=who, features=best, groups=ims.items[group].to_numpy()[r.item] if group else None,
                  cache=Path(out)/'answers' if who else None, confirm=None if yes else _confirm, **options)
-    named.save(out)
+    named.save(out, overwrite)
     print(f'{out}: {_names_said(named.summary["names"])}')
 
 command(_name, _name_options)

@@ -30,15 +30,22 @@ def save_state(
 def _key(tensors, said): return named_key(tensors)+tensor_key(said)
 
 # %% ../../nbs/training/10_checkpoint.ipynb #c4afbc9b
+def _version(path):
+    found = os.stat(path)
+    return found.st_ino,found.st_mtime_ns
+
 def load_state(
     path:str|Path, # written by save_state
 )->tuple[dict,dict]: # tensors, meta
     "What `save_state` wrote. Raises `NotFound`, or `BadInput` for a file that is damaged, were it by one bit."
     from safetensors import safe_open
     if not Path(path).is_file(): raise NotFound(f'no checkpoint {path}')
+    was = _version(path)
     try:
         with safe_open(path, 'pt') as f: tensors,said = {k:f.get_tensor(k) for k in f.keys()},f.metadata()
-        if 'key' in said and said['key']!=_key(tensors, said['meta']): raise ValueError('its hash differs')
+        if 'key' in said and said['key']!=_key(tensors, said['meta']):
+            if _version(path)!=was: return load_state(path) # it was replaced while it was read
+            raise ValueError('its hash differs')
         return tensors,json.loads(said['meta'])
     except Exception as e: raise BadInput(f'checkpoint {path} is damaged ({e}): remove it to start again') from e
 
