@@ -129,5 +129,6 @@ def _begun(out, parts):
         raise BadInput(f'{out} already holds another store: name a new folder')
     if there and read_json(out/'.combine.json')!=fingerprint(parts):
         raise BadInput(f'{out} was begun with other stores: name a new folder')
-    if not there and any(p.name[0]!='.' for p in out.iterdir()): raise BadInput(f'{out} is not empty: name a new folder')
+    others = [p.name for p in out.iterdir() if p.name[0]!='.']
+    if others and not there: raise BadInput(f'{out} is not empty: name a new folder')
     return False

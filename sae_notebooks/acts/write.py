@@ -32,8 +32,8 @@ def check_same(
     "Raises `BadInput` that names the settings in which two stores differ."
     diff = [k for k in {**was,**now} if was.get(k)!=now.get(k) and k not in _told]
     if not diff: return
-    if 'ids' in diff: raise BadInput(f'{path} was written by an older version, which did not keep the content of data and '
-                                     'weights: it can be read as it is; name another folder to write')
+    older = 'was written by an older version, without the content of its data and weights: it can be read as it is'
+    if 'ids' in diff: raise BadInput(f'{path} {older}; name another folder to write')
     what = ', '.join(diff)
     raise BadInput(f'{path} already holds a store with another {what}: name another folder, or remove this one')
 
@@ -60,6 +60,12 @@ def _table_of(path, items, old):
         raise BadInput(f'{path} already holds these rows, and other labels or columns of its items: '
                        'name another folder, or give it the new table with set_items')
     return raw
+
+def _check_begun(path, was, now, table, raw):
+    "Raises `BadInput` when an unfinished store is of other rows, or of items with other columns."
+    check_same(path, was, now)
+    if table.is_file() and table.read_bytes()!=raw:
+        raise BadInput(f'{path} was begun with other labels or columns of its items: name another folder, or remove it')
 
 # %% ../../nbs/acts/35_write.ipynb #e139e3aa
 def _item_name(items, i):
@@ -120,18 +126,13 @@ class StoreWriter:
 
     def _begin(self, rank):
         head,self.done = read_journal(self.path)
-        if head: self._check_begun(head)
+        if head: _check_begun(self.path, head['meta'], self.meta, self.table, self.raw)
         self.widths = self.widths or next((r['d_in'] for r in self.done.values() if r['rows']), {})
         with _disk(self.path):
             if rank==0:
                 clear_leftovers(self.path)
                 write_items(self.table, self.items)
             if not head or not self.journal.is_file(): self._note(dict(meta=self.meta, base=self.base))
-
-    def _check_begun(self, head):
-        check_same(self.path, head['meta'], self.meta)
-        if not self.table.is_file() or self.table.read_bytes()==self.raw: return
-        raise BadInput(f'{self.path} was begun with other labels or columns of its items: name another folder, or remove it')
 
     def _note(self, record): append_line(self.journal, record, ascii=True)
 
@@ -165,8 +166,18 @@ class StoreWriter:
             table = dict(file=self.table.name, rows=len(self.items), sha256=sha256(self.table))
             man = whole_manifest(self.path, self.meta, shards, table, self.old)
             journals = [f.name for f in self.path.glob('progress-*.jsonl')]
-            with _disk(self.path), together(self.path, ['store.json'], journals) as new: write_json(new['store.json'], man)
+            with _disk(self.path), together(self.path, ['store.json'], journals) as new:
+                write_json(new['store.json'], man)
         return ActStore(self.path)
+
+# %% ../../nbs/acts/35_write.ipynb #7fdf402a
+def _check_items(store, items):
+    "Raises `BadInput` when a new table is of other items than a store's, or of other spans of them."
+    was,spans = store.items,['start','end']*str(store.meta.get('rule','')).startswith('span')
+    if len(items)!=len(was): raise BadInput(f'{store.path} holds {len(was)} items, the table has {len(items)}')
+    for c in [was.columns[0],*spans] if was.shape[1] else []:
+        if c not in items or list(map(str,items[c]))!=was[c].tolist():
+            raise BadInput(f'{store.path} holds rows of other items: {c} differs')
 
 # %% ../../nbs/acts/35_write.ipynb #69f56b90
 def set_items(
@@ -175,11 +186,7 @@ def set_items(
 )->ActStore:
     "Other labels, or other columns, for the items of a store. Raises `BadInput` for other items."
     store = ActStore(path)
-    was,spans = store.items,['start','end']*str(store.meta.get('rule','')).startswith('span')
-    for c in [was.columns[0],*spans] if was.shape[1] else []:
-        if c not in items or list(map(str,items[c]))!=was[c].tolist():
-            raise BadInput(f'{path} holds rows of other items: {c} differs')
-    if len(items)!=len(was): raise BadInput(f'{path} holds {len(was)} items, the table has {len(items)}')
+    _check_items(store, items)
     with alone(path, 'set_items'), together(path, [t['file'] for t in store.man['items']]+['store.json']) as new:
         lo,tables = 0,[]
         for t in store.man['items']:

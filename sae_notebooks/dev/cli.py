@@ -210,7 +210,7 @@ command(_train, _train_options)
 
 # %% ../../nbs/dev/30_cli.ipynb #3c0efe3a
 def _same_report(out, given, overwrite):
-    "The report in a folder, if it is the one that is asked for. Raises `BadInput` for another, before any work is done."
+    "The report in a folder, if it is the one that is asked for. Raises `BadInput` for another, before any work."
     from sae_notebooks.core.folders import keep_others
     from sae_notebooks.metrics.report import load_report
     there = keep_others(out, 'a feature report')

@@ -553,7 +553,8 @@ def measure(
     "Score every feature of an SAE in one pass over a store. Raises `BadInput` for other images, rows or judges."
     cfg,emb = with_options(MeasureConfig, options, 'measure'),_by_name(emb)
     check_origin(sae, store, cfg.allow_other)
-    given = given_to_measure(sae, store, emb, cfg, labels=labels, tree=tree, groups=groups, nuisance=nuisance, loss=loss)
+    more = dict(labels=labels, tree=tree, groups=groups, nuisance=nuisance, loss=loss)
+    given = given_to_measure(sae, store, emb, cfg, **more)
     own = same_judges(store, emb, cfg.allow_same_judge)
     store,share = chosen_items(sae, store, cfg.on)
     im = _images(store, emb, labels, cfg.pool)

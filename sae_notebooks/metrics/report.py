@@ -53,7 +53,8 @@ class FeatureReport:
     def save(self, path:str|Path, overwrite:bool=False)->Path: # a folder; replace another report that is there
         "Write tables, examples, codes and their hashes, all or none. Raises `BadInput` where something else is."
         from safetensors.numpy import save_file
-        tables,arrays = dict(report=self.features, **{f'table_{nm}':t for nm,t in self.tables.items()}),_arrays(self)
+        tables = dict(report=self.features, **{f'table_{nm}':t for nm,t in self.tables.items()})
+        arrays = _arrays(self)
         names = [f'{nm}.csv' for nm in tables]+[f'{nm}.safetensors' for nm in arrays]
         old = 'table_*.csv','codes.safetensors','contexts.safetensors'
         with new_version(path, 'a feature report', [*names,'report.json'], old, overwrite) as new:

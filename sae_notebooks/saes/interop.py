@@ -366,7 +366,7 @@ def save_as(
     layout:str,    # saelens, dictionary_learning or sparsify
     overwrite:bool=False, # replace another SAE that is there
 )->Path:
-    "Write an SAE for another library. Raises `BadInput` where that could not give the same features, or others are there."
+    "Write an SAE for another library. Raises `BadInput` where it would not give the same, or others are there."
     writers = dict(saelens=_write_saelens, dictionary_learning=_write_dictionary_learning, sparsify=_write_sparsify)
     if layout not in writers: raise BadInput(f'layout must be saelens, dictionary_learning or sparsify, not {layout!r}')
     writers[layout](sae, Path(path), overwrite)

@@ -30,14 +30,21 @@ def save_state(
 def _key(tensors, said): return named_key(tensors)+tensor_key(said)
 
 # %% ../../nbs/training/10_checkpoint.ipynb #c4afbc9b
+def _version(path):
+    found = os.stat(path)
+    return found.st_ino,found.st_mtime_ns
+
 def load_state(
     path:str|Path, # written by save_state
 )->tuple[dict,dict]: # tensors, meta
     "What `save_state` wrote. Raises `NotFound`, or `BadInput` for a file that is damaged, were it by one bit."
     if not Path(path).is_file(): raise NotFound(f'no checkpoint {path}')
+    was = _version(path)
     try:
         tensors,said = load_tensors(path),read_meta(path)
-        if said.get('key')!=_key(tensors, said.get('meta')): raise BadFile(path, 'its hash differs')
+        if said.get('key')!=_key(tensors, said.get('meta')):
+            if _version(path)!=was: return load_state(path) # it was replaced while it was read
+            raise BadFile(path, 'its hash differs')
         return tensors,parse_json(said['meta'], path, 'meta')
     except BadFile as e:
         raise BadFile(path, f'the checkpoint is damaged ({e.why}): remove it to start again', e.place) from e

@@ -261,8 +261,10 @@ def given_of(
     weights = [named_key(s.state_dict()) for s in saes]
     data = {k:_content(v) for k,v in dict(rows=job.store, labels=job.labels, held_out=job.held_out).items()}
     more = dict(metric=repr(job.metric), scores=sorted(job.scores or ()))
-    return json.loads(json.dumps(dict(settings, sae=[s.cfg for s in saes], initial_weights=weights)|data|more, default=str))
+    own = dict(sae=[s.cfg for s in saes], initial_weights=weights)
+    return json.loads(json.dumps(settings|own|data|more, default=str))
 
+# %% ../../nbs/training/20_loop.ipynb #5819ee4b
 def check_given(
     path:str|Path, # a checkpoint or folder, for the message
     was:dict|None, # what decided what is there; None: an older version did not keep it
@@ -271,7 +273,8 @@ def check_given(
 ):
     "Raises `BadInput` that names what differs."
     do = 'name another folder, or remove it'
-    if was is None: raise BadInput(f'{path} {what} by an older version, which did not keep the content of its data: {do}')
+    older = 'by an older version, which did not keep the content of its data'
+    if was is None: raise BadInput(f'{path} {what} {older}: {do}')
     diff = [k.replace('_',' ') for k in {**was,**now} if was.get(k)!=now.get(k)]
     if diff: raise BadInput(f'{path} {what} with other settings or data ({", ".join(diff)}): {do}')
 
