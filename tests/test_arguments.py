@@ -19,12 +19,13 @@ def sh(place, monkeypatch, capsys):
 def place(tmp_path_factory):
     "A folder with images, a store and a report of them"
     from PIL import Image
-    from sae_notebooks import measure, plant, store_rows, train
+    from sae_notebooks import measure, open_images, plant, store_rows, train
     d = tmp_path_factory.mktemp('place')
     (d/'pics').mkdir()
     for i in range(30): Image.new('RGB', (16,16), (8*i,0,0)).save(d/'pics'/f'{i:02d}.png')
     x = plant().sample(30, seed=0)[0]
-    acts,judge = store_rows(d/'acts', x),store_rows(d/'judge', x[:,:16])
+    items = open_images(d/'pics').items
+    acts,judge = store_rows(d/'acts', x, items),store_rows(d/'judge', x[:,:16], items)
     sae = train(acts, 'batchtopk', d/'sae', sae_options=dict(d_sae=8, k=2), steps=5, progress=False)
     measure(sae, acts, judge, draws=5, progress=False).save(d/'report')
     return d

@@ -408,8 +408,9 @@ def as_typed(
     if not words or words[0] not in commands: return said
     names = [n for n in inspect.signature(typer_command(words[0])).parameters if '_' in n]
     if not names: return said
-    alone = rf'(?<![\w./\'"-])({"|".join(names)})(=True)?(?![\w./\'"])'
-    return re.sub(alone, lambda m: '--'+m[1].replace('_','-'), said)
+    alone = rf'(?<![\w./\'"-])({"|".join(names)})(?:=True)?(?![\w./\'"])'
+    said = re.sub(alone, lambda m: '--'+m[1].replace('_','-'), said)
+    return re.sub(r'(--[\w-]+) \(\1\)', r'\1', said) # some messages name both
 
 # %% ../../nbs/dev/30_cli.ipynb #5c0ab0af
 def app(

@@ -42,7 +42,7 @@ def load_state(
     was = _version(path)
     try:
         tensors,said = load_tensors(path),read_meta(path)
-        if said.get('key')!=_key(tensors, said.get('meta')):
+        if 'key' in said and said['key']!=_key(tensors, said.get('meta')):
             if _version(path)!=was: return load_state(path) # it was replaced while it was read
             raise BadFile(path, 'its hash differs')
         return tensors,parse_json(said['meta'], path, 'meta')

@@ -30,10 +30,10 @@ def colour(
 
 # %% ../../nbs/viz/10_figures.ipynb #4a0a632a
 def _pyplot():
-    "matplotlib's pyplot, or an error that names the extra it comes with."
+    "matplotlib's pyplot, or an error that says how to get it."
     try: import matplotlib.pyplot as plt
     except ImportError as e:
-        raise ImportError("Figures need matplotlib, an extra: pip install 'sae_notebooks[notebooks]'") from e
+        raise ImportError("Figures need matplotlib, which a plain install brings: pip install sae_notebooks") from e
     return plt
 
 # %% ../../nbs/viz/10_figures.ipynb #6c06d183
