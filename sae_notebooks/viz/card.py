@@ -45,6 +45,8 @@ def _read(s):
     what = 'tokens' if _items(s)=='texts' else 'patches'
     return out|{what:f'{s["parts"]:,}', f'activation of a {_items(s)[:-1]}':f'{s.get("pool")} of its {what}'}
 
+def _loss(v): return f'{v:.3f}' if isinstance(v, float) else str(v)
+
 def _name_lines(names):
     "How many names there are, how many could be tested, and how well those did."
     failed = f'; {names["failed"]:,} failed' if names.get('failed') else ''
@@ -63,6 +65,7 @@ def _optional_lines(s):
     if None not in (u.get('share_half'),u.get('popular_half')):
         out[f'pairs sharing half their {items}'] = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
     if s.get('names'): out |= _name_lines(s['names'])
+    if isinstance(s.get('loss'), dict): out |= {f'loss: {k}':_loss(v) for k,v in s['loss'].items()}
     if s.get('near_copies'): out['pairs of near copies'] = f'{s["near_copies"]:,}'
     apart = s.get('groups')
     if apart not in (None,s.get('images')):
