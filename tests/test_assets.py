@@ -3,7 +3,7 @@ import re, shutil, subprocess
 import pytest
 from project import package, rel
 
-assets = sorted((package/'viz'/'assets').iterdir())
+assets = sorted([*(package/'viz'/'assets').iterdir(), package/'dev'/'assets'/'search.js'])
 each = pytest.mark.parametrize('path', assets, ids=lambda p: p.name)
 NAMESPACE = 'http://www.w3.org/2000/svg'   # a name, not an address: nothing is fetched
 
@@ -31,7 +31,7 @@ def loose(code):
     names = re.findall(r'^(?:function|const|let) (\w+)', code, re.M)
     if idle := [nm for nm in names if len(re.findall(rf'\b{nm}\b', code))<2]: yield f'{idle} are declared and never used'
 
-def test_there_are_some(): assert {p.name for p in assets}=={'page.html','page.css','page.js'}
+def test_there_are_some(): assert {p.name for p in assets}=={'page.html','page.css','page.js','search.js'}
 
 @each
 def test_asset(path):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.files import BadInput, atomic, fingerprint, make_folder, read_json, write_json
-from ..core.folders import alone, keep_others, together
+from ..core.folders import alone, clear_leftovers, keep_others, together
 from ..core.tensors import named_key
 from .rows import Rows
 from .manifest import read_counts, read_manifest, stats_table
@@ -123,6 +123,7 @@ def _begun(out, parts):
     "Whether these very stores are together in `out` already. Raises `BadInput` when something else is there."
     there = keep_others(out, 'a store of activations', 'an unfinished combination of stores')
     if there=='a store of activations':
+        clear_leftovers(out)
         man = read_manifest(out)
         if parts=={k:man[k] for k in parts}: return True
         raise BadInput(f'{out} already holds another store: name a new folder')

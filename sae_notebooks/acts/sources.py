@@ -53,14 +53,10 @@ def _side_by_side(fn, jobs): # what fn makes of each, in order
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1))) as pool: return list(pool.map(fn, jobs))
 
 def _file_hash(path):
-    try: return sha256(path)
-    except OSError as e: return f'unreadable: {e.strerror}' # whether that matters is seen when it is opened
+    try: return sha256(plain_file(path)) # not of a device, which never ends
+    except (OSError, BadInput) as e: return f'unreadable: {e}' # whether that matters is seen when it is opened
 
 # %% ../../nbs/acts/10_sources.ipynb #146b7dba
-def _size(f): # -1 where there is no such file
-    try: return f.stat().st_size
-    except (OSError, ValueError): return -1
-
 def image_files(
     images:Images, # files with their labels
     name:str='',   # what to call them in records, default the folder's name

@@ -87,6 +87,9 @@ class Images:
         return '; '.join([f'{len(self)} images, {len(set(self.labels))} labels, in {self.root.name}/', *self.notes])
     @property
     def labels(self)->list: return self.items['label'].tolist() if 'label' in self.items else ['']*len(self)
+    def caption(self, i:int)->str: # label, or the file's name where there is none
+        row = self.items.iloc[i]
+        return str(row.get('label') or row.file)
     def where(self, keep)->'Images':
         "The images for which `keep` (a boolean array, or positions) says so."
         by_flag = np.asarray(keep).dtype==bool
@@ -209,7 +212,8 @@ def content_key(
     block:int=4096, # bytes that are read at its beginning, middle and end
 )->str:             # 16 hexadecimal digits, '' where there is no such file
     "A hash of a file's size and of three stretches of it: which photograph it is, whatever it is called."
-    if not Path(path).is_file(): return ''
+    try: path = plain_file(path)
+    except (BadInput, NotFound): return '' # also for a device, which has no end
     with open(path, 'rb') as f:
         size = f.seek(0, 2)
         h = hashlib.sha256(str(size).encode())

@@ -147,7 +147,9 @@ def parse_json(
     path:str|Path,  # the file it is of, for the message
     place=None,     # where in it
 ):
-    "JSON as Python has it. Raises `BadFile`, also for what is nested too deep."
+    "JSON as Python has it. Raises `BadFile`, also for what is nested too deep, or takes far more memory than its text."
+    many = sum(map(text.count, ('[','{') if isinstance(text,str) else (b'[',b'{')))
+    if many>2_000_000: raise BadFile(path, 'holds more than two million objects', place)
     try: return json.loads(text)
     except (ValueError, RecursionError) as e:
         raise BadFile(path, f'is not valid JSON ({e}): it was damaged or is not ours', place) from e
@@ -155,7 +157,7 @@ def parse_json(
 # %% ../../nbs/core/05_files.ipynb #30b7949c
 def read_json(
     path:str|Path,       # a JSON file
-    limit:int=1<<28,     # bytes that it may have
+    limit:int=1<<26,     # bytes that it may have
 ):
     "What `write_json` wrote. Raises `NotFound` or `BadFile` naming the file."
     return parse_json(plain_file(path, limit).read_bytes(), path)

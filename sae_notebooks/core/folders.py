@@ -137,7 +137,15 @@ def clear_leftovers(
         return False
     found = [p for p in folder.glob('.*.tmp') if p.is_file() and dead(p)]
     for p in found: p.unlink(missing_ok=True)
-    return found
+    return found+[p for p in folder.glob('.lock*') if _let_go(p)]
+
+def _let_go(path): # whether it was a lock that nobody holds; it is removed
+    try: f = _take(path, 'nobody')
+    except (Busy, OSError): return False
+    if f:
+        path.unlink(missing_ok=True)
+        f.close()
+    return bool(f)
 
 # %% ../../nbs/core/06_folders.ipynb #07003bd8
 _signs = {'a store of activations':['store.json'], 'a feature report':['report.json'],

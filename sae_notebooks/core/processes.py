@@ -81,7 +81,8 @@ def check_device(
 )->str:         # the same
     "The name of a device that this machine has. Raises `BadInput` for others."
     try: kind,at = torch.device(device).type,torch.device(device).index or 0
-    except (RuntimeError, TypeError) as e: raise BadInput(f'no device is called {device!r}: use cpu, cuda or cuda:1') from e
+    except (RuntimeError, TypeError) as e:
+        raise BadInput(f'no device is called {device!r}: use cpu, cuda or cuda:1') from e
     if kind=='mps' and not torch.backends.mps.is_available(): raise BadInput('no device mps here: use cpu')
     if kind!='cuda': return device
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
-from ..core.files import BadInput, NotFound
+from ..core.files import BadInput, NotFound, one_line
 from .stop import stoppable
 
 # %% ../../nbs/dev/30_cli.ipynb #e0bb33fc
@@ -208,6 +208,18 @@ def _held_out(word, rows):
 
 command(_train, _train_options)
 
+# %% ../../nbs/dev/30_cli.ipynb #3c0efe3a
+def _same_report(out, given, overwrite):
+    "The report in a folder, if it is the one that is asked for. Raises `BadInput` for another, before any work is done."
+    from sae_notebooks.core.folders import keep_others
+    from sae_notebooks.metrics.report import load_report
+    there = keep_others(out, 'a feature report')
+    if not there or overwrite: return None
+    report = load_report(out)
+    if report.summary.get('given')==given: return report
+    raise BadInput(f'{out} already holds a feature report of another SAE, of other data or settings: '
+                   'name another folder, or replace it with --overwrite')
+
 # %% ../../nbs/dev/30_cli.ipynb #c845a9a3
 def _measure_options():
     from sae_notebooks.metrics.measure import MeasureConfig
@@ -229,12 +241,14 @@ def _measure(
     site:str='',             # which hook point of a store of several; default the one that the SAE was trained on
     judge_site:str='',       # which of the judge's
     tree:str='',             # a taxonomy: an embedded one, or CSV: label, then columns from the root down
+    overwrite:bool=False,    # replace another report that is there
     **options,
 ):
     "Score every feature: MS with intervals and null, labels, FMS, overlap, top images or texts."
     from sae_notebooks.acts.store import ActStore
     from sae_notebooks.core.data import open_tree
-    from sae_notebooks.metrics.measure import measure
+    from sae_notebooks.core.options import with_options
+    from sae_notebooks.metrics.measure import MeasureConfig, given_to_measure, measure
     from sae_notebooks.saes.interop import from_pretrained
     from sae_notebooks.training.origin import trained_at
     judges,sae = {},from_pretrained(sae)
@@ -243,8 +257,12 @@ def _measure(
         judges[j.path.name if model in (None,*judges) else model] = j
     rows,own = ActStore(store),trained_at(sae).get('point')
     if site or own in rows.sites: rows = rows.site(site or own)
-    report = measure(sae, rows, judges, tree=open_tree(tree) if tree else None, **options)
-    report.save(out)
+    kinds = open_tree(tree) if tree else None
+    given = given_to_measure(sae, rows, judges, with_options(MeasureConfig, options), tree=kinds)
+    report = _same_report(out, given, overwrite)
+    if report is None:
+        report = measure(sae, rows, judges, tree=kinds, **options)
+        report.save(out, overwrite)
     print(f'{out}: {report}')
 
 command(_measure, _measure_options)
@@ -277,6 +295,7 @@ def _name(
     label:str='',            # the column with the labels, default label, where there is one
     features:int=0,          # only so many of the features that surely score high (ms_lo); 0: all
     yes:bool=False,          # do not ask before a language model is asked
+    overwrite:bool=False,    # replace another report that is there
     **options,
 ):
     "Name features from one part of the images or texts, and test the names on another."
@@ -284,6 +303,7 @@ def _name(
     from sae_notebooks.models.ask import LocalModel, ServerModel
     from sae_notebooks.naming.name import name
     r,ims = _measured(report, images, label)
+    _same_report(out, r.summary.get('given'), overwrite)
     if server and not namer: raise BadInput('a server has several models: say with --namer which one to ask')
     if group and group not in ims.items:
         raise BadInput(f'{images} has no column {group!r}; there are {", ".join(ims.items)}')
@@ -292,7 +312,7 @@ def _name(
     best,groups = by.index[:features] if features else None,ims.items[group].to_numpy()[r.item] if group else None
     named = name(r, ims, model or None, namer=who, features=best, groups=groups,
                  cache=Path(out)/'answers' if who else None, confirm=None if yes else _confirm, **options)
-    named.save(out)
+    named.save(out, overwrite)
     print(f'{out}: {_names_said(named.summary["names"])}')
 
 command(_name, _name_options)
@@ -398,7 +418,7 @@ def app(
     "The command line as a typer application."
     import typer
     cli = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-                      help='Learn, measure and look at sparse-autoencoder features.')
+                      help='Learn, measure and look at sparse-autoencoder features. --debug: where an error is from.')
     for name in commands: cli.command()(typer_command(name, wanted in ('',name)))
     return cli
 
@@ -406,14 +426,18 @@ def app(
 def main(
     argv:list|None=None, # arguments, default those of the process
 ):
-    "Entry point of `sae-notebooks`. Errors in what was given are one line on stderr and exit status 2."
+    "Entry point of `sae-notebooks`. Errors are one line on stderr: status 2 for what was given, 1 for what is ours."
     from sae_notebooks.dev.run import NotebookError
-    words = sys.argv[1:] if argv is None else argv
-    try: app(words[0] if words else 'none')(args=argv)
-    except (BadInput, NotFound, NotebookError) as e: _stop(f'sae-notebooks: {as_typed(str(e), words)}', 2)
+    given = sys.argv[1:] if argv is None else argv
+    words,debug = [w for w in given if w!='--debug'],'--debug' in given
+    try: app(words[0] if words else 'none')(args=words)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+    except Exception as e:
+        if debug: raise
+        if isinstance(e, (BadInput, NotFound, NotebookError)): _stop(f'sae-notebooks: {as_typed(str(e), words)}', 2)
+        _stop(f'sae-notebooks: {one_line(f"{type(e).__name__}: {e}", 300)}; run it again with --debug to see where', 1)
 
 def _stop(said, status):
     print(said, file=sys.stderr)

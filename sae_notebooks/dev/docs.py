@@ -11,6 +11,7 @@ __all__ = ['fence', 'shown_code', 'plotly_html', 'front_matter', 'nb_md', 'to_ht
 import base64
 import contextlib
 import html
+import io
 import json
 import os
 import re
@@ -71,7 +72,8 @@ _network = re.compile(r'<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)\s
 _template = '''
 {%- extends 'markdown/index.md.j2' -%}
 {%- macro figure(output, kind) -%}
-![]({{ output.metadata.filenames[kind] | path2url }}){.figure alt="{{ output.metadata.alt }}"}
+{%- set m = output.metadata -%}
+![]({{ m.filenames[kind] | path2url }}){.figure{{ m.chart }} alt="{{ m.alt }}"}
 {%- endmacro -%}
 {%- block input %}{{ cell.source | shown_code }}
 
@@ -103,12 +105,22 @@ _filters = dict(shown_code=shown_code, printed=_printed, plain_block=_plain_bloc
                 plotly_block=_plotly_block)
 
 # %% ../../nbs/dev/20_docs.ipynb #a9bef81d
+def _is_chart(data): # base64 of a PNG, or None: whether most of it is paper, which a page in the dark may turn
+    if not data: return False
+    from PIL import Image
+    small = Image.open(io.BytesIO(base64.b64decode(data))).convert('RGBA').resize((64,64))
+    paper = Image.new('RGBA', small.size, 'white')
+    paper.alpha_composite(small)
+    by_grey = paper.convert('L').histogram()
+    return sum(by_grey[236:])>.5*sum(by_grey)
+
 def _prepared(nb):
     "Without hidden cells and outputs; a description for each figure. The notebook is changed."
     nb.cells = [c for c in nb.cells if not _left_out(c)]
     shown = [(directives(c.source),o) for c in nb.cells for o in c.get('outputs',[]) if 'data' in o]
     for n,(d,o) in enumerate(shown, 1):
-        o.setdefault('metadata', {}).update(id=f'plotly-{n}', alt=html.escape(_described(d)))
+        chart = ' .chart' if _is_chart(o.data.get('image/png')) else ''
+        o.setdefault('metadata', {}).update(id=f'plotly-{n}', alt=html.escape(_described(d)), chart=chart)
         if _network.search(o.data.get('text/html','')): del o.data['text/html']
         if o.output_type=='execute_result': o.setdefault('execution_count', None) # cleaning takes it away
     return nb
@@ -279,6 +291,12 @@ def _home(path):
     return path.parent
 
 # %% ../../nbs/dev/20_docs.ipynb #5d18ec65
+def _beside(href, home, root, out): # what a run has made and links to, from the page that stands at `out`; else ''
+    path,mark,frag = href.partition('#')
+    made = Path(os.path.normpath(home/path))
+    if root is None or not made.is_relative_to(Path(root)/'_runs') or not made.is_file(): return ''
+    return Path(os.path.relpath(made, Path(out).resolve().parent)).as_posix()+mark+frag
+
 def page_html(
     nb_path,    # an executed notebook
     out,        # the HTML file to write
@@ -288,7 +306,8 @@ def page_html(
     nb,home,root = read_notebook(nb_path),_home(nb_path),project_root(nb_path)
     meta = front_matter(nb)
     body,toc = to_html(nb_md(nb, _figure_uri))
-    body = each_href(_embed(body, home), lambda h: h if is_remote(h) else repo_url(h, home, root) or '#')
+    def lead(h): return h if is_remote(h) else _beside(h, home, root, out) or repo_url(h, home, root) or '#'
+    body = each_href(_embed(body, home), lead)
     head = f'<style>{asset("page.css")}</style>'+(f'<script>{plotly_js()}</script>' if needs_plotly(body) else '')
     heading = title or meta.get('title') or Path(nb_path).stem
     page = framed(heading, body, toc=toc, head=head, subtitle=meta.get('description',''))

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['one_row_each', 'items_kind', 'Embeddings', 'Images', 'encode_rows', 'Encoded', 'chosen_items', 'same_judges',
-           'MeasureConfig', 'label_report', 'Part', 'ByBlocks', 'measure']
+           'MeasureConfig', 'label_report', 'Part', 'ByBlocks', 'given_to_measure', 'measure']
 
 # %% ../../nbs/metrics/85_measure.ipynb #2acac4d6
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -18,8 +19,9 @@ from torch import Tensor
 from ..core.options import with_options
 from ..acts.store import ActStore
 from ..core.codes import Codes, CodesWriter, cat_codes, feature_block, split_features
-from ..core.files import BadInput, made_by, progress_bar
+from ..core.files import BadInput, fingerprint, made_by, progress_bar
 from ..core.processes import gather_objects, process_ranks
+from ..core.tensors import named_key, tensor_key
 from .base import as_acts, bh, resampled_counts, unit_rows
 from .chance import copy_cosine, duplicate_share, join_groups, near_duplicates, one_each
 from .fms import fms_many
@@ -475,6 +477,28 @@ def _unique(top, n, draws):
     try: return uniqueness(top, n, draws=min(draws,20))
     except BadInput as e: return dict(reason=str(e))
 
+# %% ../../nbs/metrics/85_measure.ipynb #cde1c123
+def _content(v):
+    "A hash of whatever was given, None for nothing."
+    if v is None: return None
+    if isinstance(v,pd.DataFrame): return hashlib.sha256(v.to_csv().encode('utf-8','backslashreplace')).hexdigest()[:16]
+    return getattr(v,'id',None) or tensor_key(v)
+
+def given_to_measure(
+    sae:SAE,        # as for `measure`
+    store:ActStore,
+    emb:dict,       # name -> ActStore
+    cfg:MeasureConfig,
+    **more,         # labels, tree, groups, nuisance, loss
+)->str:
+    "A hash of all that decides a report."
+    judges = [[nm,_content(e)] for nm,e in emb.items()]
+    tables = [_content(s.items) for s in (store,*emb.values()) if isinstance(s,ActStore)] # labels among them
+    settings,loss = {k:v for k,v in asdict(cfg).items() if k!='memory'},more.pop('loss',None)
+    seen = {k:v for k,v in sae.metadata.items() if k in ('items','store','held_out')}
+    return fingerprint([named_key(sae.state_dict()), sae.cfg, seen, store.id, judges, tables, settings, loss,
+                        {k:_content(v) for k,v in more.items() if v is not None}])
+
 # %% ../../nbs/metrics/85_measure.ipynb #81b36a79
 def _about(sae, store, im, share, own):
     "What was measured: where the rows were taken, of which images, and what the SAE and the judges knew of them."
@@ -529,6 +553,7 @@ def measure(
     "Score every feature of an SAE in one pass over a store. Raises `BadInput` for other images, rows or judges."
     cfg,emb = with_options(MeasureConfig, options, 'measure'),_by_name(emb)
     check_origin(sae, store, cfg.allow_other)
+    given = given_to_measure(sae, store, emb, cfg, labels=labels, tree=tree, groups=groups, nuisance=nuisance, loss=loss)
     own = same_judges(store, emb, cfg.allow_same_judge)
     store,share = chosen_items(sae, store, cfg.on)
     im = _images(store, emb, labels, cfg.pool)
@@ -543,7 +568,7 @@ def measure(
     features,tables,contexts = _with_tokens(sae, store, im, s, features, tables, top)
     ok,floors = (features.support>=cfg.min_support).to_numpy(),parts[0].floors
     draws,best = _resamples(s, parts, by.count, cfg)
-    about = _about(sae, store, im, share, own)|_parts_said(store, im, cfg)|({'loss':loss} if loss else {})
+    about = _about(sae, store, im, share, own)|_parts_said(store, im, cfg)|dict(given=given)|({'loss':loss} if loss else {})
     middle = _middle(features[ok], s, draws, best)
     summary = _summary(about, im, s, features, floors, tables, top, middle, groups, cfg)
     top = np.where(top>=0, im.item[top], -1)

@@ -11,14 +11,20 @@ import hashlib
 import json
 import os
 import re
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
+from reprlib import repr as short
+from typing import Literal
 
 from ..core.data import image_uri
 from ..core.files import BadInput, NotFound, append_line, fingerprint, make_folder, progress_bar, read_lines
 from ..core.processes import check_device
+from ..core.readers import Count, fits
 from .backbone import weights_id
 from .pretrained import chat_prompt, find_model, load_pretrained
 
@@ -99,17 +105,20 @@ def _misfit(v, schema, at='it'):
     return next((wrong for x in inner if (wrong := _misfit(*x))), '')
 
 # %% ../../nbs/models/90_ask.ipynb #d12cecab
+def _writable(v): # what cannot be written down, such as NaN or half a letter, is no answer
+    try: return bool(json.dumps(v, allow_nan=False, ensure_ascii=False).encode())
+    except (ValueError, RecursionError): return False
+
 def parse_answer(
     text:str,    # what the model wrote
     schema:dict, # what it should be
 )->dict:
     "The first JSON object in `text` that fits. Raises `ValueError` where there is none."
     read,why = json.JSONDecoder(),'no JSON object in it'
-    for m in re.finditer(r'\{', text or ''):
-        try:
-            got,_ = read.raw_decode(text, m.start())
-            json.dumps(got, allow_nan=False, ensure_ascii=False).encode() # what cannot be written down is no answer
+    for m in islice(re.finditer(r'\{', (text or '')[:100_000]), 1000): # of a page of braces each could begin one
+        try: got,_ = read.raw_decode(text, m.start())
         except (ValueError, RecursionError): continue
+        if not _writable(got): continue
         why = _misfit(got, schema)
         if not why: return got
     raise ValueError(why)
@@ -146,13 +155,65 @@ def _format(req, form):
 
 # %% ../../nbs/models/90_ask.ipynb #ac202b20
 def _reply(r):
-    "The reply in a server's response."
+    "The reply in a server's response. Raises `NoAnswer` where it is no text; tokens that are no count are 0."
     said,used = r.choices[0].message,getattr(r,'usage',None)
     refused = bool(getattr(said,'refusal',None)) or r.choices[0].finish_reason=='content_filter'
-    tokens = [getattr(used,k,0) or 0 for k in ('prompt_tokens','completion_tokens')]
-    return Reply(said.content or '', *tokens, refused)
+    tokens = [getattr(used,k,0) for k in ('prompt_tokens','completion_tokens')]
+    if not fits(said.content, str|None): raise NoAnswer(f'the server answered no text but {short(said.content)}')
+    return Reply(said.content or '', *(t if fits(t, Count) else 0 for t in tokens), refused)
 
-# %% ../../nbs/models/90_ask.ipynb #d6b8f73e
+# %% ../../nbs/models/90_ask.ipynb #5d12c975
+class _Deadline:
+    "A moment from which a connection is closed, whoever still waits for it."
+    def __init__(self, seconds):
+        self.stream,self.over,self.timer = None,False,threading.Timer(seconds, self.ring)
+        self.timer.daemon = True
+    def __enter__(self):
+        self.timer.start()
+        return self
+    def __exit__(self, *exc): self.timer.cancel()
+    def note(self, event, info): # told by httpx of all that happens
+        if event.endswith(('connect_tcp.complete','start_tls.complete')): self.stream = info['return_value']
+    def ring(self):
+        self.over = True
+        sock = self.stream and self.stream.get_extra_info('socket')
+        try: sock and sock.shutdown(socket.SHUT_RDWR)
+        except OSError: pass # it is closed already
+
+def _bounded_client(openai, total, most):
+    "An HTTP client that gives an answer `total` seconds and `most` bytes, takes it unpacked, and asks nobody else."
+    own = [c.__module__.split('.')[0] for c in openai.DefaultHttpxClient.__mro__]
+    httpx = import_module(next(m for m in own if m.startswith('httpx'))) # newer ones of openai call it httpx2
+    class Client(openai.DefaultHttpxClient):
+        def send(self, request, *, stream=False, **kw):
+            def refuse(why): # a status that is not asked for again
+                return httpx.Response(422, json=dict(error=dict(message=why)), request=request)
+            with _Deadline(total) as end:
+                request.headers['Accept-Encoding'],request.extensions['trace'] = 'identity',end.note
+                try: r = super().send(request, stream=True, **kw)
+                except httpx.HTTPError:
+                    if end.over: return refuse(f'no whole answer within {total:g} s')
+                    raise
+                return _whole(r, end, refuse)
+
+    def _whole(r, end, refuse):
+        kind,body,keep = r.headers.get('content-encoding','identity'),bytearray(),('content-type','retry-after')
+        try:
+            if r.is_redirect: return refuse(f'it sends on to {r.headers.get("location")!r:.100}: give that address')
+            if kind!='identity': return refuse(f'it answers packed as {kind!r:.20}, which was not asked for')
+            for part in r.iter_raw(1<<16):
+                body += part
+                if len(body)>most: return refuse(f'its answer is longer than {most:,} bytes')
+        except httpx.HTTPError:
+            if not end.over: raise
+        finally: r.close()
+        if end.over: return refuse(f'no whole answer within {total:g} s')
+        headers = {k:r.headers[k] for k in keep if k in r.headers}
+        return httpx.Response(r.status_code, headers=headers, content=bytes(body), request=r.request)
+
+    return Client(follow_redirects=False, limits=httpx.Limits(max_keepalive_connections=0)) # a connection for each
+
+# %% ../../nbs/models/90_ask.ipynb #ac855f42
 class ServerModel:
     "A model behind an OpenAI-compatible server."
     def __init__(self,
@@ -162,6 +223,7 @@ class ServerModel:
         timeout:float=120.,    # seconds without a sign of life
         retries:int=5,         # after timeouts, dropped connections, 429 and 5xx, with growing pauses
         side:int=336,          # images are reduced to this many pixels
+        total:float=600.,      # seconds for one answer, however lively it is
         **kw,                  # more for each request, e.g. temperature
     ):
         try: import openai
@@ -169,7 +231,8 @@ class ServerModel:
             raise ImportError("a server is asked through the openai package: pip install 'sae_notebooks[llm]'") from e
         self.name,self.side,self.kw,self.openai = model,side,dict(temperature=0)|kw,openai
         key = key or os.environ.get('OPENAI_API_KEY') or 'none'
-        self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries)
+        client = _bounded_client(openai, total, most=1<<22) # an answer of 300 tokens has some thousand bytes
+        self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries, http_client=client)
         self.forms = ['json_schema','json_object','text'] # those not refused so far
         settings = dict(self.kw, side=side)
         self.id = model if settings==dict(temperature=0, side=336) else f'{model} {fingerprint(settings)}'
@@ -184,9 +247,9 @@ class ServerModel:
 
     def answer(self, req:Request)->Reply:
         "Ask. Raises `NoAnswer` with the reason when the server does not answer."
-        not_protocol = ValueError,IndexError,TypeError,AttributeError # what a response of another form leads to
         try: return _reply(self._ask(req))
-        except (self.openai.OpenAIError, *not_protocol) as e: raise NoAnswer(_reason(e)) from e
+        except NoAnswer: raise
+        except Exception as e: raise NoAnswer(_reason(e)) from e # whatever a response of another form leads to
 
 # %% ../../nbs/models/90_ask.ipynb #4526e5a4
 class LocalModel:
@@ -239,6 +302,13 @@ class Answer:
     tries:int=0        # how often the model was asked; 0: the answer was in the cache
 
 # %% ../../nbs/models/90_ask.ipynb #c7f0637e
+@dataclass
+class _Kept:
+    key:str
+    status:Literal['answered','refused']
+    data:dict|None=None
+    why:str|None=None
+
 class AnswerCache:
     "Answers on disk, by content of the question."
     def __init__(self,
@@ -247,8 +317,8 @@ class AnswerCache:
         self.file = None if path is None else make_folder(path)/'answers.jsonl'
         self.answers,self._lock = {},threading.Lock() # key -> (status, data, why)
         for line in read_lines(self.file) if self.file else []:
-            whole = isinstance(line,dict) and isinstance(line.get('key'),str) and 'status' in line
-            if whole: self.answers[line['key']] = line['status'],line.get('data') or {},line.get('why','')
+            if not (fits(line, _Kept) and _writable(line)): continue # torn or damaged: it is asked again
+            self.answers[line['key']] = line['status'],line.get('data') or {},line.get('why') or ''
     def get(self, key:str)->Answer|None:
         return Answer(*self.answers[key]) if key in self.answers else None
     def put(self, key:str, a:Answer, model:str=''):
@@ -285,7 +355,8 @@ def ask_one(
 )->Answer:
     "Ask until there is an answer that fits the schema, or a reason why not."
     key,out = req.key(_who(model)),Answer('failed')
-    if (known := cache.get(key)) is not None: return known
+    known = cache.get(key)
+    if known is not None and (known.status!='answered' or not _misfit(known.data, req.schema)): return known
     for _ in range(1+again):
         try: reply = model.answer(_remind(req, out.why))
         except NoAnswer as e: return replace(out, status='failed', why=str(e), tries=out.tries+1)

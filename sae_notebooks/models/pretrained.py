@@ -52,7 +52,8 @@ def published(
     "A name that the network may be asked for. Raises `NotFound` at once for one that cannot be found."
     from huggingface_hub import constants
     if name and _cached(name): return name
-    if name.count('/')!=1 or not all(name.split('/')): why = 'there is no such folder, and published ones are owner/name'
+    owned = name.count('/')==1 and all(name.split('/'))
+    if not owned: why = 'there is no such folder, and published ones are owner/name'
     elif constants.HF_HUB_OFFLINE: why = 'it is not in the cache, and HF_HUB_OFFLINE is set'
     elif not _answers(constants.ENDPOINT): why = f'it is not in the cache, and {constants.ENDPOINT} does not answer'
     else: return name

@@ -5,19 +5,22 @@
 # %% auto #0
 __all__ = ['architectures', 'readers', 'pre_acts_at', 'Autoencoder', 'Fit', 'squared', 'fve', 'SAE', 'geometric_median',
            'fold_scale', 'unit_atoms', 'fold_norms', 'register', 'make_sae', 'save_sae', 'sound', 'load_weights',
-           'load_sae']
+           'cfg_type', 'read_cfg', 'load_sae']
 
 # %% ../../nbs/saes/10_base.ipynb #f418d993
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.codes import Codes, dense_to_codes, feature_sums, flat_to_codes, sparse_decode
-from ..core.files import BadInput, NotFound, made_by, read_json, room_for, write_json
+from ..core.files import BadFile, BadInput, NotFound, made_by, read_json, room_for, write_json
 from ..core.folders import check_hashes, file_hashes, new_version, settle
+from ..core.readers import Width, checked
+from ..core.tensors import load_tensors
 
 # %% ../../nbs/saes/10_base.ipynb #e4c99210
 class _PreActsAt(torch.autograd.Function):
@@ -246,14 +249,17 @@ def register(
     return cls
 
 # %% ../../nbs/saes/10_base.ipynb #a5f65b87
+def _class_of(architecture):
+    if architecture in architectures: return architectures[architecture]
+    raise BadInput(f'no architecture {architecture!r}; there are: {", ".join(sorted(architectures))}')
+
 def make_sae(
     architecture:str, # a registered name
     **kw,             # d_in, d_sae, seed and the architecture's options
 )->SAE:
     "A fresh SAE by the name of its architecture. Raises `BadInput` for a name that is not registered."
-    there = ', '.join(sorted(architectures))
-    if architecture not in architectures: raise BadInput(f'no architecture {architecture!r}; there are: {there}')
-    try: return architectures[architecture](**kw)
+    cls = _class_of(architecture)
+    try: return cls(**kw)
     except BadInput as e: raise BadInput(f'{e}{_takers(architecture, kw)}') from e
 
 def _takers(architecture, kw): # which architectures take an option that this one does not
@@ -329,29 +335,58 @@ def load_weights(
         name = sae.file_names.get(k,k)
         if name not in tensors: raise BadInput(f'{source} has no weight {name}')
         t,given,expected = tensors[name],tuple(tensors[name].shape),tuple(v.T.shape if k=='enc' else v.shape)
-        if v.ndim==0: t = t.flatten()[:1].view(())
+        if v.ndim==0 and t.numel(): t = t.flatten()[0]
         if t.shape!=expected: raise BadInput(f'{source}: {name} is {given}, cfg.json says {expected}')
         if not t.isfinite().all(): raise BadInput(f'{source}: {name} holds NaN or infinite numbers')
         v.copy_(t.T if k=='enc' else t)
     return sae.eval()
 
 # %% ../../nbs/saes/10_base.ipynb #ba8dec52
+_any = float|bool|str|None # an option whose default is None
+
+def _type_of(default):
+    if isinstance(default, (list,tuple)): return list[float]
+    return {int:Annotated[int, range(-2**31, 2**31)], float:float, bool:bool, str:str}.get(type(default), _any)
+
+def cfg_type(
+    architecture:str, # a registered name
+)->type:              # a dataclass of what its `cfg` holds
+    "What the settings of an SAE are, for `checked`."
+    options = [(k,_type_of(v),None) for k,v in _class_of(architecture).defaults.items()]
+    seed = Annotated[int, range(-2**63, 2**63)]
+    return make_dataclass(f'{architecture}_cfg', [('d_in',Width),('d_sae',Width),('seed',seed,0),*options])
+
+# %% ../../nbs/saes/10_base.ipynb #f9eb632c
+_Record = make_dataclass('_Record', [('sae_notebooks',dict),('files',dict[str,str]|None,None),('given',dict|None,None)])
+_Cfg = make_dataclass('_Cfg', [('metadata',_Record)])
+
+def read_cfg(
+    path:str|Path,# a folder that save_sae wrote
+)->dict:          # what `save_sae` was given as metadata, and under `sae_notebooks` the cfg of the SAE
+    "The record of an SAE. Raises `NotFound`, or `BadFile` where a setting is no such thing."
+    file = Path(path)/'cfg.json'
+    if not file.is_file(): raise NotFound(f'no SAE at {path} (no cfg.json there)')
+    record = checked(read_json(file), _Cfg, file)['metadata']
+    cfg = record['sae_notebooks']
+    if not isinstance(cfg.get('architecture'), str): raise BadFile(file, 'names no architecture')
+    checked(cfg, cfg_type(cfg['architecture']), file, 'metadata.sae_notebooks')
+    return record
+
+# %% ../../nbs/saes/10_base.ipynb #493ce95c
 def load_sae(
     path:str|Path,     # a folder that save_sae wrote
     strict:bool=True,  # refuse one that would answer, but wrongly
 )->SAE:
     "The SAE in a folder. Raises `NotFound`, or `BadInput` for changed weights, and as `load_weights` and `sound` do."
-    from safetensors.torch import load_file
     path = settle(path)
-    if not (path/'cfg.json').is_file(): raise NotFound(f'no SAE at {path} (no cfg.json there)')
-    record = read_json(path/'cfg.json').get('metadata',{})
-    cfg = record.get('sae_notebooks')
-    if cfg is None: raise BadInput(f'{path}/cfg.json was not written by this library')
-    try: tensors = load_file(path/'sae_weights.safetensors')
-    except Exception as e: raise BadInput(f'{path}/sae_weights.safetensors is missing or damaged: {e}') from e
+    record,tensors = read_cfg(path),load_tensors(path/'sae_weights.safetensors')
+    cfg = record['sae_notebooks']
+    size,claimed = tuple(tensors['W_dec'].shape) if 'W_dec' in tensors else (),(cfg['d_sae'],cfg['d_in'])
+    if size!=claimed: raise BadFile(path/'cfg.json', f'd_sae and d_in are {claimed}, the weight W_dec is {size}')
     sae = make_sae(**cfg)
     ours,saved = getattr(sae,'threshold',None),tensors.get('threshold')
-    if None not in (ours,saved) and ours.ndim==0 and saved.unique().numel()>1: sae.threshold = saved.clone()
+    each = None not in (ours,saved) and ours.ndim==0 and saved.shape==(sae.d_sae,)
+    if each and saved.unique().numel()>1: sae.threshold = saved.clone()
     load_weights(sae, tensors, str(path))
     sae.metadata = {k:v for k,v in record.items() if k not in ('training_architecture','sae_notebooks','made_by')}
     if not strict: return sae

@@ -8,16 +8,21 @@ __all__ = ['layouts', 'Layout', 'read_tensors', 'Settings', 'read_sae', 'from_pr
 # %% ../../nbs/saes/80_interop.ipynb #54dff89e
 import importlib.util
 import io
+import math
+import zipfile
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
+from reprlib import repr as short
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import BadInput, NotFound, read_json, room_for, write_json
+from ..core.files import BadFile, BadInput, NotFound, plain_file, read_json, room_for, write_json
 from ..core.folders import check_hashes, file_hashes, new_version, settle
+from ..core.readers import Width, checked
+from ..core.tensors import load_tensors
 from .base import SAE, load_sae, load_weights, make_sae, readers, save_sae, sound
 
 # %% ../../nbs/saes/80_interop.ipynb #8e108f69
@@ -46,36 +51,63 @@ layouts = [
 ]
 
 # %% ../../nbs/saes/80_interop.ipynb #e49fd9b3
+def _check_zip(path, most=20):
+    "Raises `BadFile` for a zip that unpacks to over `most` times its size, or an array that claims what it has not."
+    size = plain_file(path).stat().st_size
+    if not zipfile.is_zipfile(path): return
+    with zipfile.ZipFile(path) as z:
+        unpacked = sum(i.file_size for i in z.infolist())
+        if unpacked>most*size+2**24: raise BadFile(path, f'unpacks from {size:,} to {unpacked:,} bytes')
+        for i in z.infolist():
+            if i.filename.endswith('.npy'): _check_array(z, i, path)
+
+def _check_array(z, member, path):
+    with z.open(member) as f:
+        old = np.lib.format.read_magic(f)==(1,0)
+        shape,_,dtype = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(f)
+        held,claimed = member.file_size-f.tell(),math.prod(shape)*dtype.itemsize
+    if held!=claimed: raise BadFile(path, f'claims {claimed:,} bytes and holds {held:,}', member.filename)
+
+# %% ../../nbs/saes/80_interop.ipynb #265c7b34
 def _opened(path):
-    if path.suffix=='.safetensors':
-        from safetensors.torch import load_file
-        return load_file(path)
+    if path.suffix=='.safetensors': return load_tensors(path)
+    _check_zip(path)
     if path.suffix!='.npz': return torch.load(path, map_location='cpu', weights_only=True)
     with np.load(path, allow_pickle=False) as z: return {k:torch.from_numpy(z[k]) for k in z.files}
 
-# %% ../../nbs/saes/80_interop.ipynb #4e6d6cd9
+def _plain(v): # numbers that lie in memory as they are
+    if isinstance(v, Tensor): return v.layout is torch.strided and v.is_cpu and not (v.is_quantized or v.is_complex())
+    return type(v) in (int,float) and abs(v)<2**63
+
+def _as_float(v): return v if isinstance(v, Tensor) and not v.is_floating_point() else torch.as_tensor(v).float()
+
+# %% ../../nbs/saes/80_interop.ipynb #0341011f
 def read_tensors(
     path:Path, # .safetensors, .npz or .pt
 )->dict:       # name -> float32 Tensor
-    "The tensors of a file. Raises `BadInput` for a damaged file, and for one that would run code when opened."
+    "The tensors of a file. Raises `BadFile` for a damaged file, and for one that would run code, or fill the memory."
     try: found = _opened(path)
+    except (BadFile, NotFound): raise
     except Exception as e:
-        why = f'{type(e).__name__}: {str(e)[:200]}'
-        raise BadInput(f'{path} is damaged, or holds more than tensors and is not opened: {why}') from e
-    if not isinstance(found, dict): raise BadInput(f'{path} holds a {type(found).__name__}, not named tensors')
-    def as_float(v): return v if isinstance(v,Tensor) and not v.is_floating_point() else torch.as_tensor(v).float()
-    return {k:as_float(v) for k,v in found.get('state_dict', found).items() if isinstance(v,(Tensor,int,float))}
+        why = f'is damaged, or holds more than tensors and is not opened: {type(e).__name__}: {str(e)[:200]}'
+        raise BadFile(path, why) from e
+    found = found.get('state_dict', found) if isinstance(found, dict) else found
+    if not isinstance(found, dict): raise BadFile(path, f'holds a {type(found).__name__}, not named tensors')
+    found = {k:v for k,v in found.items() if isinstance(k, str) and _plain(v)}
+    size,claimed = path.stat().st_size,sum(v.numel()*v.element_size() for v in found.values() if isinstance(v, Tensor))
+    if claimed>4*size+2**20: raise BadFile(path, f'has {size:,} bytes, its tensors claim {claimed:,}') # strides of 0
+    return {k:_as_float(v) for k,v in found.items()}
 
-# %% ../../nbs/saes/80_interop.ipynb #0341011f
+# %% ../../nbs/saes/80_interop.ipynb #f930b01b
 def _find(tensors, names):
     "The first weight of `names` that is there, whatever its case; None if none is."
     lower = {k.lower():v for k,v in tensors.items()}
     for name in names.split('|'):
         t = lower.get(name.removesuffix('.T').lower())
-        if t is not None: return t.T.contiguous() if name.endswith('.T') else t
+        if t is not None: return t.T.contiguous() if name.endswith('.T') and t.ndim==2 else t
     return None
 
-# %% ../../nbs/saes/80_interop.ipynb #27f34469
+# %% ../../nbs/saes/80_interop.ipynb #61e06786
 def _weights(layout, tensors, file):
     "Our weights by our names; None where the file has none."
     if any(k.lower() in ('w_skip','affine_skip_connection') for k in tensors):
@@ -87,7 +119,12 @@ def _weights(layout, tensors, file):
     if len(W_dec)!=2 or enc!=W_dec:
         raise BadInput(f'{file}: encoder {enc} and decoder {W_dec} do not fit: a transcoder, or of another layout')
     if w['b_enc'] is None: w['b_enc'] = torch.zeros(len(w['enc']))
-    return w
+    d_sae,d_in = enc
+    for k,t in w.items(): # what is calculated with them comes before they are loaded
+        sizes = dict(b_dec=[(d_in,)], enc=[enc], W_dec=[enc], threshold=[(),(1,),(d_sae,)]).get(k, [(d_sae,)])
+        if t is not None and tuple(t.shape) not in sizes:
+            raise BadFile(file, f'{tuple(t.shape)} does not fit an encoder of {enc}', layout.keys[k])
+    return {k:None if t is None else t.float() for k,t in w.items()}
 
 # %% ../../nbs/saes/80_interop.ipynb #6f0dd2a7
 def _layout_of(path):
@@ -115,6 +152,24 @@ class Settings:
     times_length:bool = False   # what is compared with that threshold is multiplied by the length of the atom
 
 # %% ../../nbs/saes/80_interop.ipynb #dcf53bc7
+_flag,_word,_count = bool|None,str|None,Width|None
+
+def _optional(name, needed=(), **kinds): return make_dataclass(name, [*needed,*((k,v,None) for k,v in kinds.items())])
+
+_trainer = _optional('_trainer', dict_class=_word, k=_count, group_sizes=list[Width]|None)
+_ours = _optional('_ours', files=dict[str,str]|None) # what we add to settings that we write for others
+_told = dict(
+    saelens=_optional('saelens', architecture=_word, normalize_activations=str|bool|None, activation_fn_str=_word,
+        activation_fn_kwargs=_optional('_kwargs', k=_count)|None, k=_count, apply_b_dec_to_input=_flag,
+        rescale_acts_by_decoder_norm=_flag, metadata=dict|None),
+    sparsify=_optional('sparsify', [('k',Width)], signed=_flag, transcode=_flag, skip_connection=_flag,
+        activation=_word, sae_notebooks=_ours|None),
+    dictionary_learning=_optional('dictionary_learning', trainer=_trainer|None, sae_notebooks=_ours|None),
+    llama_scope=_optional('llama_scope', [('d_model',Width),('jump_relu_threshold',float)], act_fn=_word,
+        dataset_average_activation_norm=dict[str,float]|None, sparsity_include_decoder_norm=_flag),
+    gemma_scope=dict)
+
+# %% ../../nbs/saes/80_interop.ipynb #a27bca3a
 _saelens_names = dict(standard='relu', relu='relu', jumprelu='jumprelu', jump_relu='jumprelu', topk='topk',
                       batchtopk='batchtopk', gated='gated')
 
@@ -123,7 +178,9 @@ def _saelens(cfg, tensors, source):
     if norm not in ('none',None,False):
         raise BadInput(f'{source} was trained on inputs normalised by {norm!r}: fold that in with its library')
     if arch=='topk' or cfg.get('activation_fn_str')=='topk':
-        arch,options = 'topk',dict(k=int(cfg.get('k') or cfg['activation_fn_kwargs']['k']))
+        k = cfg.get('k') or (cfg.get('activation_fn_kwargs') or {}).get('k')
+        if k is None: raise BadInput(f'{source}: its settings do not say k')
+        arch,options = 'topk',dict(k=k)
     if arch is None: raise BadInput(f'{source}: architecture {cfg.get("architecture")!r} is not known here')
     subtracts,unit_atoms = cfg.get('apply_b_dec_to_input', True),cfg.get('rescale_acts_by_decoder_norm', False)
     return Settings(arch, options, bool(subtracts), unit_atoms=bool(unit_atoms))
@@ -133,13 +190,21 @@ _dict_class = dict(AutoEncoder='relu', AutoEncoderNew='relu', AutoEncoderTopK='t
                    MatryoshkaBatchTopKSAE='matryoshka', GatedAutoEncoder='gated', JumpReluAutoEncoder='jumprelu')
 _telling = dict(group_sizes='matryoshka', r_mag='gated', k='batchtopk', threshold='jumprelu') # a weight that says which
 
+def _counts(k, tensors, trainer, source):
+    "One or several counts that are a tensor among the weights, or stand in the settings."
+    v = tensors[k] if k in tensors else trainer.get(k)
+    if v is None: raise BadInput(f'{source}: neither its weights nor its settings say {k}')
+    v = torch.as_tensor(v).double().flatten()
+    if len(v) and ((v>=1)&(v<2**31)&(v%1==0)).all(): return v
+    raise BadFile(source, f'{k} is {short(v.tolist())}, counts were expected')
+
 def _dictionary_learning(cfg, tensors, source):
-    trainer,options = cfg.get('trainer',{}),{}
-    name,setting = trainer.get('dict_class'),lambda k: tensors[k] if k in tensors else trainer[k]
+    trainer,options = cfg.get('trainer') or {},{}
+    name = trainer.get('dict_class')
     arch = _dict_class.get(name) or next((a for w,a in _telling.items() if w in tensors), 'relu')
-    if arch in ('topk','batchtopk','matryoshka'): options['k'] = int(setting('k'))
+    if arch in ('topk','batchtopk','matryoshka'): options['k'] = int(_counts('k', tensors, trainer, source)[0])
     if arch=='matryoshka':
-        sizes = torch.as_tensor(setting('group_sizes')).double()
+        sizes = _counts('group_sizes', tensors, trainer, source)
         options['fractions'] = (sizes/sizes.sum()).tolist()
     subtracts = arch!='jumprelu' and name!='AutoEncoderNew' and 'decoder.bias' not in tensors
     return Settings(arch, options, subtracts)
@@ -149,14 +214,16 @@ def _sparsify(cfg, tensors, source):
     signed = ' with signs' if cfg.get('signed') else ''
     transcodes = cfg.get('transcode') or cfg.get('skip_connection')
     if transcodes: raise BadInput(f'{source} is a transcoder, not an autoencoder')
-    if cfg.get('activation','topk')!='topk' or signed:
+    if cfg.get('activation') not in (None,'topk') or signed:
         raise BadInput(f'{source} uses {cfg.get("activation")!r}{signed}: only topk is known')
-    return Settings('topk', dict(k=int(cfg['k'])))
+    return Settings('topk', dict(k=cfg['k']))
 
 # %% ../../nbs/saes/80_interop.ipynb #32a956d7
 def _llama_scope(cfg, tensors, source):
-    act,norm,root = cfg.get('act_fn','jumprelu'),cfg.get('dataset_average_activation_norm'),cfg['d_model']**.5
+    act,norm,root = cfg.get('act_fn') or 'jumprelu',cfg.get('dataset_average_activation_norm'),cfg['d_model']**.5
     if act.lower() not in ('jumprelu','topk'): raise BadInput(f'{source}: activation {act!r} is not known')
+    if norm and not all(norm.get(k,norm.get('in',0))>0 for k in ('in','out')):
+        raise BadFile(source, f'norms of activations are {short(norm)}, numbers above 0 were expected')
     return Settings('jumprelu', subtracts=False, threshold=float(cfg['jump_relu_threshold']),
         scale=(root/norm['in'],root/norm.get('out',norm['in'])) if norm else (1.,1.),
         times_length=bool(cfg.get('sparsity_include_decoder_norm')))
@@ -196,8 +263,11 @@ def read_sae(
     path = Path(path)
     if not path.exists(): raise NotFound(f'{path} does not exist')
     layout,file,folder = _layout_of(settle(path) if path.is_dir() else path)
-    cfg = read_json(folder/layout.config) if layout.config and (folder/layout.config).is_file() else {}
-    if layout.name=='saelens' and 'sae_notebooks' in cfg.get('metadata',{}): return load_sae(folder, strict)
+    cfg,at = {},folder/(layout.config or '')
+    if at.is_file(): cfg = checked(read_json(at), _told[layout.name], at)
+    if layout.name=='saelens' and 'sae_notebooks' in (cfg.get('metadata') or {}): return load_sae(folder, strict)
+    if not cfg and layout.name in ('sparsify','llama_scope'):
+        raise NotFound(f'{at} is missing: it says what the weights mean')
     tensors = read_tensors(file)
     w = _weights(layout, tensors, file)
     sae = _made(w, _rules[layout.name](cfg, tensors, file), str(file))

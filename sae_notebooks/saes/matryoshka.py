@@ -21,7 +21,7 @@ def group_sizes(
 )->list:             # features in each group, summing to d_sae
     "Sizes by rounding down, the remainder to the last group."
     sizes = [int(d_sae*f) for f in fractions[:-1]]
-    if not all(sizes) or sum(sizes)>=d_sae: raise BadInput(f'{d_sae} features are too few for groups of {fractions}')
+    if min(sizes, default=1)<1 or sum(sizes)>=d_sae: raise BadInput(f'{d_sae} features are too few for groups of {fractions}')
     return sizes+[d_sae-sum(sizes)]
 
 # %% ../../nbs/saes/60_matryoshka.ipynb #bd2381a6

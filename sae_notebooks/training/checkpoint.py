@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core.files import BadInput, NotFound
+from ..core.files import BadFile, NotFound, parse_json
 from ..core.processes import gather_tensors
-from ..core.tensors import named_key, tensor_key, write_tensors
+from ..core.tensors import load_tensors, named_key, read_meta, tensor_key, write_tensors
 
 # %% ../../nbs/training/10_checkpoint.ipynb #af85a884
 def save_state(
@@ -34,13 +34,13 @@ def load_state(
     path:str|Path, # written by save_state
 )->tuple[dict,dict]: # tensors, meta
     "What `save_state` wrote. Raises `NotFound`, or `BadInput` for a file that is damaged, were it by one bit."
-    from safetensors import safe_open
     if not Path(path).is_file(): raise NotFound(f'no checkpoint {path}')
     try:
-        with safe_open(path, 'pt') as f: tensors,said = {k:f.get_tensor(k) for k in f.keys()},f.metadata()
-        if 'key' in said and said['key']!=_key(tensors, said['meta']): raise ValueError('its hash differs')
-        return tensors,json.loads(said['meta'])
-    except Exception as e: raise BadInput(f'checkpoint {path} is damaged ({e}): remove it to start again') from e
+        tensors,said = load_tensors(path),read_meta(path)
+        if said.get('key')!=_key(tensors, said.get('meta')): raise BadFile(path, 'its hash differs')
+        return tensors,parse_json(said['meta'], path, 'meta')
+    except BadFile as e:
+        raise BadFile(path, f'the checkpoint is damaged ({e.why}): remove it to start again', e.place) from e
 
 # %% ../../nbs/training/10_checkpoint.ipynb #4195e263
 def step_before(

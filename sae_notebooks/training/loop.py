@@ -21,11 +21,12 @@ from torch import Tensor
 from ..core.options import with_options
 from ..acts.store import ActStore
 from ..acts.stream import Shuffled
-from ..core.files import BadInput, fingerprint, make_folder, progress_bar, read_json
-from ..core.folders import alone, check_hashes, keep_others
+from ..core.files import BadInput, fingerprint, make_folder, progress_bar
+from ..core.folders import alone, check_hashes, clear_leftovers, keep_others
 from ..core.processes import check_device
 from ..core.tensors import named_key, tensor_key
-from ..saes.base import SAE, Fit, fold_scale, fve, geometric_median, load_sae, make_sae, save_sae
+from ..core.readers import read_table
+from ..saes.base import SAE, Fit, fold_scale, fve, geometric_median, load_sae, make_sae, read_cfg, save_sae
 from ..saes.base import unit_atoms
 from .checkpoint import go_back, load_state, optim_tensors, restore_optim, save_state, step_before
 from .group import find_group
@@ -341,11 +342,12 @@ def load_finished(
     given:dict,  # see given_of
 )->SAE:
     "What a run left. Raises `BadInput` if that was made with other settings or data, or has changed since."
-    made = read_json(folder/'cfg.json').get('metadata',{})
+    clear_leftovers(folder)
+    made = read_cfg(folder)
     check_given(folder, made.get('given'), given, 'already holds an SAE trained')
     sae = load_sae(folder)
     check_hashes(folder, made.get('files'), 'history.csv')
-    sae.history = pd.read_csv(folder/'history.csv')
+    sae.history = read_table(folder/'history.csv', ['step'], dict(step=int, fve=float, l0=float, dead=float))
     return sae
 
 # %% ../../nbs/training/20_loop.ipynb #ff6f95ce

@@ -138,13 +138,14 @@ class FeatureBrowser:
     def __init__(self,
         report:FeatureReport, # from `measure`, best with names
         image=None,           # item -> PIL image or text, such as an `Images`, texts; without it there are no examples
-        caption=None,         # item -> its text
+        caption=None,         # item -> its text; None: label or file name, as far as `Images` know them
         decoder=None,         # decoder directions, (d_sae, d_in), such as sae.W_dec: for neighbours and the map
         heat=None,            # (item, feature) -> activation over patches (h, w), or pairs (token, activation)
         notes:str|Path|None=None, # a JSON file that keeps notes; None: they are lost in the end
         allow_other:bool=False, # also images that were not measured
     ):
-        self.report,self.table,self.caption,self.heat,self._orders = report,report.features,caption,heat,{}
+        self.report,self.table,self.heat,self._orders = report,report.features,heat,{}
+        self.caption = caption or getattr(image, 'caption', None)
         self.image = None if image is None else measured_images(report, image, allow_other)
         self.decoder = None if decoder is None else F.normalize(torch.as_tensor(decoder).detach().float().cpu(), dim=1)
         if self.decoder is not None and len(self.decoder)!=len(self.table):

@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.files import BadInput
 from ..metrics.reconstruction import density_histogram
 from ..metrics.report import FeatureReport, measured_images
-from .figures import png, score_vs_support
+from .figures import few_ticks, png, score_vs_support
 from .page import PageOptions, write_page
 from .scores import sorting_column
 
@@ -53,20 +53,22 @@ def _name_lines(names):
     auroc = {f'auroc{end}':names.get(k) for end,k in (('','auroc'),('_lo','lo'),('_hi','hi'))}
     many,tested = (names.get(k) or 0 for k in ('named','tested'))
     return {'names':f'{many:,}: {tested:,} tested, {max(many-tested,0):,} untested{failed}',
-            f'AUROC of {tested:,} tested names':_span(auroc, 'auroc'), 'of names of others':_value(names.get('null'))}
+            f'AUROC of {tested:,} tested names':_span(auroc, 'auroc'),
+            'AUROC of names of other features':_value(names.get('null'))}
 
 # %% ../../nbs/viz/40_card.ipynb #ddab290e
 def _optional_lines(s):
     "What a report has with labels, with many features, with names, with near copies."
     out,u,items = {},s.get('uniqueness') or {},_items(s)
     if s.get('purity') is not None:
-        out |= {'class purity':_span(s, 'purity'), 'purity of any two':_value(s.get('purity_floor'))}
+        out |= {'class purity':_span(s, 'purity'), f'class purity of any two {items}':_value(s.get('purity_floor'))}
     if s.get('fms_star') is not None: out['FMS@1, chance taken out'] = f'{s["fms_star"]:.3f}'
     if None not in (u.get('share_half'),u.get('popular_half')):
-        out[f'pairs sharing half their {items}'] = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
+        shared = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
+        out[f'pairs of features sharing half their {items}'] = shared
     if s.get('names'): out |= _name_lines(s['names'])
     if isinstance(s.get('loss'), dict): out |= {f'loss: {k}':_loss(v) for k,v in s['loss'].items()}
-    if s.get('near_copies'): out['pairs of near copies'] = f'{s["near_copies"]:,}'
+    if s.get('near_copies'): out[f'pairs of {items} that are near copies'] = f'{s["near_copies"]:,}'
     apart = s.get('groups')
     if apart not in (None,s.get('images')):
         out[f'groups of {items}'] = f'{apart:,}, the largest of {_value(s.get("largest_group"), ",")}'
@@ -105,11 +107,13 @@ def card_lines(
     "The summary of a report as lines for people. Raises `BadInput` for a report that does not say all of it."
     s,items = _whole(report).summary,_items(report.summary)
     dead,dense,undefined = (_value(s[k], ',') for k in ('dead','dense','undefined'))
-    counts = {'features':f'{len(report.features):,}', 'dead':dead, 'on for over a tenth':dense}
+    counts = {'features':f'{len(report.features):,}', 'never on':dead,
+              f'on for over a tenth of {items}':dense}
     kept = {'variance explained':_span(s, 'fve'), 'features on (L0)':_value(s['l0'], '.1f')}
-    score = {'mean MS':_span(s, 'ms'), f'of any two {items}':_value(s['floor']),
-             f'best tenth, ranked on other {items}':_value(s.get('ms_top')),
-             'beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'), 'undefined':undefined}
+    score = {'mean MS':_span(s, 'ms'), f'MS of any two {items}':_value(s['floor']),
+             f'MS of the best tenth, ranked on other {items}':_value(s.get('ms_top')),
+             'features beyond luck (q ≤ 0.05)':_value(s.get('meaningful'), '.0%'),
+             'features without a score':undefined}
     return {**_marked(kept|counts|score|_optional_lines(s), s), **_read(s), **_source_lines(s)}
 
 # %% ../../nbs/viz/40_card.ipynb #62bf8d1e
@@ -140,7 +144,8 @@ def _density_figure(report):
     ax = _small_axes()
     ax.bar(h.index, h, width=h.index*.5, align='edge')
     of = 'tokens' if _items(report.summary)=='texts' and report.summary.get('parts') else _items(report.summary)
-    ax.set(xscale='log', xlabel=f'share of {of} on which a feature is on', ylabel='features')
+    ax.set(xlabel=f'share of {of} on which a feature is on', ylabel='features')
+    few_ticks(ax)
     return f'How often features are on; {_value(report.summary["dead"], ",")} are never.', png(ax)
 
 # %% ../../nbs/viz/40_card.ipynb #979eead4
@@ -180,7 +185,7 @@ def report_card(
     report:FeatureReport,   # from `measure`
     path:str|Path,          # the HTML file
     image,                  # the measured images or texts: item -> PIL image or text, such as an `Images`
-    caption=None,           # item -> its text
+    caption=None,           # item -> its text; None: what `Images` know, else none
     min_support:int=5,      # features on for fewer images get no photographs
     notes:dict|None=None,   # feature -> note, such as the browser keeps
     allow_other:bool=False, # also images that were not measured
@@ -188,6 +193,7 @@ def report_card(
 )->Path:
     "One self-contained HTML page of a report. Raises `BadInput` before anything is written."
     f,sort_by = report.features,options.get('sort_by', PageOptions.sort_by)
+    caption = caption or getattr(image, 'caption', None)
     image = measured_images(report, image, allow_other)
     if sort_by not in f: raise BadInput(f'the report has no column {sort_by!r} to sort by; it has {list(f)}')
     if notes:
