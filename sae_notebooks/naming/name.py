@@ -140,7 +140,7 @@ def name(
     texts = _of_texts(report)
     net = _model(model, texts)
     if not texts and (o.judge is None or namer is None): _check_text_side(net)
-    read = None if namer or texts else embed_words(net, words or 'nouns') # before the images: a bad list says so at once
+    read = None if namer or texts else embed_words(net, words or 'nouns') # first: a bad list says so at once
     e = embed_report(report, images, net, progress=o.progress) if o.emb is None and net is not None else o.emb
     part = o.parts(len(report.codes))
     if namer: t = _from_model(report, images, e, namer, part, o, more)

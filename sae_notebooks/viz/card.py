@@ -45,6 +45,8 @@ def _read(s):
     what = 'tokens' if _items(s)=='texts' else 'patches'
     return out|{what:f'{s["parts"]:,}', f'activation of a {_items(s)[:-1]}':f'{s.get("pool")} of its {what}'}
 
+def _loss(v): return f'{v:.3f}' if isinstance(v, float) else str(v)
+
 def _name_lines(names):
     "How many names there are, how many could be tested, and how well those did."
     failed = f'; {names["failed"]:,} failed' if names.get('failed') else ''
@@ -59,12 +61,13 @@ def _optional_lines(s):
     "What a report has with labels, with many features, with names, with near copies."
     out,u,items = {},s.get('uniqueness') or {},_items(s)
     if s.get('purity') is not None:
-        out |= {'class purity':_span(s, 'purity'), 'class purity of any two images':_value(s.get('purity_floor'))}
+        out |= {'class purity':_span(s, 'purity'), f'class purity of any two {items}':_value(s.get('purity_floor'))}
     if s.get('fms_star') is not None: out['FMS@1, chance taken out'] = f'{s["fms_star"]:.3f}'
     if None not in (u.get('share_half'),u.get('popular_half')):
         shared = f'{u["share_half"]:.4%} (by chance {u["popular_half"]:.4%})'
         out[f'pairs of features sharing half their {items}'] = shared
     if s.get('names'): out |= _name_lines(s['names'])
+    if isinstance(s.get('loss'), dict): out |= {f'loss: {k}':_loss(v) for k,v in s['loss'].items()}
     if s.get('near_copies'): out[f'pairs of {items} that are near copies'] = f'{s["near_copies"]:,}'
     apart = s.get('groups')
     if apart not in (None,s.get('images')):
