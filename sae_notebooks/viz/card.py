@@ -38,11 +38,15 @@ def _items(s):
     "What the items of a summary are called."
     return f'{s.get("kind") or "image"}s'
 
+def _rows_read(s):
+    "What density and L0 are of."
+    return _items(s) if s.get('parts') is None else 'tokens' if _items(s)=='texts' else 'patches'
+
 def _read(s):
     "How much was read."
     out = {_items(s):_value(s['images'], ',')}
     if s.get('parts') is None: return out
-    what = 'tokens' if _items(s)=='texts' else 'patches'
+    what = _rows_read(s)
     return out|{what:f'{s["parts"]:,}', f'activation of a {_items(s)[:-1]}':f'{s.get("pool")} of its {what}'}
 
 def _loss(v): return f'{v:.3f}' if isinstance(v, float) else str(v)
@@ -108,7 +112,7 @@ def card_lines(
     s,items = _whole(report).summary,_items(report.summary)
     dead,dense,undefined = (_value(s[k], ',') for k in ('dead','dense','undefined'))
     counts = {'features':f'{len(report.features):,}', 'never on':dead,
-              f'on for over a tenth of {items}':dense}
+              f'on for over a tenth of {_rows_read(s)}':dense}
     kept = {'variance explained':_span(s, 'fve'), 'features on (L0)':_value(s['l0'], '.1f')}
     score = {'mean MS':_span(s, 'ms'), f'MS of any two {items}':_value(s['floor']),
              f'MS of the best tenth, ranked on other {items}':_value(s.get('ms_top')),
@@ -143,7 +147,7 @@ def _density_figure(report):
     if not len(h): return None
     ax = _small_axes()
     ax.bar(h.index, h, width=h.index*.5, align='edge')
-    of = 'tokens' if _items(report.summary)=='texts' and report.summary.get('parts') else _items(report.summary)
+    of = _rows_read(report.summary)
     ax.set(xlabel=f'share of {of} on which a feature is on', ylabel='features')
     few_ticks(ax)
     return f'How often features are on; {_value(report.summary["dead"], ",")} are never.', png(ax)
