@@ -141,6 +141,21 @@ def test_ctrl_c_during_imports(made):
     assert (status,said)==(130,STOPPED) and took<2, (status,said,took)
     assert heard<5 and not (made/'x/none').exists()
 
+TURNED = '''
+import time
+import sae_notebooks.acts.damage as module
+def turned(*a):
+    print('here', flush=True)
+    try: time.sleep(60)
+    except KeyboardInterrupt: raise ImportError('what an import makes of it')
+module.find_damage = turned
+'''+PROGRAM
+
+def test_ctrl_c_that_a_library_turns_into_another_error(made):
+    p = start(made, 'verify run/acts', TURNED)
+    assert p.stdout.readline()=='here\n'
+    assert ends(p, signal.SIGINT)[:2]==(130,STOPPED)
+
 def test_ctrl_c_ends_a_notebook_and_its_kernel(tmp_path):
     import nbformat
     cells = [f'import os,time; open({str(tmp_path/"pid")!r},"w").write(str(os.getpid()))','time.sleep(60)']
