@@ -36,7 +36,7 @@ def two(tmp_path, *args):
     with socket.socket() as s: s.bind(('127.0.0.1',0)); port = s.getsockname()[1]
     env = [{**ENV, **dict(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))} for r in (0,1)]
     both = [subprocess.Popen([sys.executable,tmp_path/'s.py',*map(str,args)], cwd=root, env=e, text=True, stderr=subprocess.PIPE) for e in env]
-    try: said = [p.communicate(timeout=60)[1] for p in both]
+    try: said = [p.communicate(timeout=200)[1] for p in both]
     finally: [p.kill() for p in both]
     return [p.returncode for p in both],said
 
