@@ -7,6 +7,7 @@ from project import root
 from sae_notebooks.acts.combine import store_rows
 from sae_notebooks.acts.store import ActStore
 from sae_notebooks.core.files import BadInput, NotFound, read_json, write_json
+from sae_notebooks.core.tensors import read_meta
 from sae_notebooks.saes.base import load_sae
 from sae_notebooks.training.checkpoint import load_state
 
@@ -102,6 +103,11 @@ def step_of(out):
     try: return load_state(out/'checkpoint.safetensors')[1]['step']
     except NotFound: return -1
 
+def seen_step(out):
+    "The same while somebody writes: the header alone, which is of one file"
+    try: return json.loads(read_meta(out/'checkpoint.safetensors')['meta'])['step']
+    except NotFound: return -1
+
 def sae_is_honest(out):
     "Finished, or has at most a whole checkpoint"
     try: load_sae(out)
@@ -110,7 +116,7 @@ def sae_is_honest(out):
 def test_killed_train_resumes_to_the_same_bytes(planted, tmp_path):
     rng = random.Random(1)
     exact = [(die_at,30,'checkpoint.safetensors'), (die_at,32,'cfg.json',1), (die_at,3,'sae_weights.safetensors',1)] # the last: new weights, old settings, until somebody looks
-    polled = [(kill_when, lambda n=n: step_of(tmp_path/'polled')>=n, rng.uniform(0,.05)) for n in (20,600)]
+    polled = [(kill_when, lambda n=n: seen_step(tmp_path/'polled')>=n, rng.uniform(0,.05)) for n in (20,600)]
     args = ['train',planted.path,'--d-sae',256,'--k',8,'--batch-size',128,'--steps',1200,'--checkpoint-every',20]
     want,*got = three_ways(args, tmp_path, sae_is_honest, exact=exact, polled=polled)
     assert pd.read_csv(tmp_path/'whole/history.csv').dead.max()>0

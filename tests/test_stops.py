@@ -36,7 +36,7 @@ def two(tmp_path, *args):
     with socket.socket() as s: s.bind(('127.0.0.1',0)); port = s.getsockname()[1]
     env = [{**ENV, **dict(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))} for r in (0,1)]
     both = [subprocess.Popen([sys.executable,tmp_path/'s.py',*map(str,args)], cwd=root, env=e, text=True, stderr=subprocess.PIPE) for e in env]
-    try: said = [p.communicate(timeout=60)[1] for p in both]
+    try: said = [p.communicate(timeout=200)[1] for p in both]
     finally: [p.kill() for p in both]
     return [p.returncode for p in both],said
 
@@ -140,6 +140,21 @@ def test_ctrl_c_during_imports(made):
     status,said,took = ends(p, signal.SIGINT)
     assert (status,said)==(130,STOPPED) and took<2, (status,said,took)
     assert heard<5 and not (made/'x/none').exists()
+
+TURNED = '''
+import time
+import sae_notebooks.acts.damage as module
+def turned(*a):
+    print('here', flush=True)
+    try: time.sleep(60)
+    except KeyboardInterrupt: raise ImportError('what an import makes of it')
+module.find_damage = turned
+'''+PROGRAM
+
+def test_ctrl_c_that_a_library_turns_into_another_error(made):
+    p = start(made, 'verify run/acts', TURNED)
+    assert p.stdout.readline()=='here\n'
+    assert ends(p, signal.SIGINT)[:2]==(130,STOPPED)
 
 def test_ctrl_c_ends_a_notebook_and_its_kernel(tmp_path):
     import nbformat

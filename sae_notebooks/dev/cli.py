@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 from ..core.files import BadInput, NotFound, one_line
-from .stop import stoppable
+from .stop import stoppable, stopping
 
 # %% ../../nbs/dev/30_cli.ipynb #e0bb33fc
 def comments(
@@ -437,7 +437,7 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except Exception as e:
-        if debug: raise
+        if debug or stopping(): raise
         if isinstance(e, (BadInput, NotFound, NotebookError)): _stop(f'sae-notebooks: {as_typed(str(e), words)}', 2)
         _stop(f'sae-notebooks: {one_line(f"{type(e).__name__}: {e}", 300)}; run it again with --debug to see where', 1)
 
