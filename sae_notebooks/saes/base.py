@@ -276,7 +276,8 @@ def _saelens_tensors(sae):
     return tensors
 
 def _saelens_cfg(sae, metadata):
-    arch = 'jumprelu' if 'threshold' in sae.state_dict() else {'relu':'standard'}.get(sae.architecture, sae.architecture)
+    theirs = {'relu':'standard'}.get(sae.architecture, sae.architecture)
+    arch = 'jumprelu' if 'threshold' in sae.state_dict() else theirs
     only_topk = dict(k=sae.cfg['k'], rescale_acts_by_decoder_norm=False) if arch=='topk' else {}
     record = dict(training_architecture=sae.architecture, sae_notebooks=sae.cfg, made_by=made_by(), **metadata)
     return dict(architecture=arch, d_in=sae.d_in, d_sae=sae.d_sae, dtype='float32',
