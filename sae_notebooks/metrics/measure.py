@@ -577,8 +577,8 @@ def measure(
     features,tables,contexts = _with_tokens(sae, store, im, s, features, tables, top)
     ok,floors = (features.support>=cfg.min_support).to_numpy(),parts[0].floors
     draws,best = _resamples(s, parts, by.count, cfg)
-    about = _about(sae, store, im, share, own)|_parts_said(store, im, cfg)
-    about |= dict(given=given)|({'loss':loss} if loss else {})
+    about = _about(sae, store, im, share, own)|_parts_said(store, im, cfg)|dict(given=given)
+    if loss: about['loss'] = loss
     middle = _middle(features[ok], s, draws, best)
     summary = _summary(about, im, s, features, floors, tables, top, middle, groups, cfg)
     top = np.where(top>=0, im.item[top], -1)

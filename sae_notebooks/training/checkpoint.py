@@ -45,7 +45,7 @@ def load_state(
         if 'key' in said and said['key']!=_key(tensors, said.get('meta')):
             if _version(path)!=was: return load_state(path) # it was replaced while it was read
             raise BadFile(path, 'its hash differs')
-        return tensors,parse_json(said['meta'], path, 'meta')
+        return tensors,parse_json(said.get('meta',''), path, 'meta')
     except BadFile as e:
         raise BadFile(path, f'the checkpoint is damaged ({e.why}): remove it to start again', e.place) from e
 
