@@ -101,7 +101,7 @@ def test_tiles_in_words():
     lines = card_lines(report(np.full(12,.1)))
     assert not [k for k in lines if re.match(r'(of|from|by|in|than) ', k)], list(lines)
     assert lines['MS of any two images']=='0.300' and lines['AUROC of names of other features']=='0.500'
-    assert {'mean MS','AUROC of names'}<=set(lines) and not {'dead','undefined','named','purity of any two'}&set(lines), list(lines)
+    assert 'mean MS' in lines and any(re.match(r'AUROC of .*names', k) for k in lines) and not {'dead','undefined','named','purity of any two'}&set(lines), list(lines)
 
 @pytest.mark.parametrize('lo,hi', [(.002,.009),(.03,.05),(.0005,.9),(1e-6,1)])
 def test_histogram_ticks_apart(lo, hi, monkeypatch):
