@@ -84,6 +84,7 @@ def _link(src, dst):
     except OSError:
         with atomic(dst, src.stat().st_size) as tmp: copyfile(src, tmp)
 
+# %% ../../nbs/acts/38_combine.ipynb #729b6972
 def _plan(stores):
     "Records of the shards and tables of all stores, and which file is to become which."
     shards,tables,files,n = [],[],{},0
@@ -119,6 +120,7 @@ def concat(
         with together(out, ['store.json'], ['.combine.json']) as new: write_json(new['store.json'], man)
     return ActStore(out)
 
+# %% ../../nbs/acts/38_combine.ipynb #b424dc33
 def _begun(out, parts):
     "Whether these very stores are together in `out` already. Raises `BadInput` when something else is there."
     there = keep_others(out, 'a store of activations', 'an unfinished combination of stores')

@@ -77,6 +77,7 @@ def fetch(
     with alone(out, 'fetch'): _fetch_all(fs, root, out, make_folder(out/'.incoming'), progress, url)
     return ActStore(out)
 
+# %% ../../nbs/acts/60_share.ipynb #b38bbe4c
 def _fetch_all(fs, root, out, new, progress, url):
     raw = fs.cat_file(f'{root}/store.json')
     with atomic(new/'store.json', len(raw)) as tmp: tmp.write_bytes(raw)

@@ -61,6 +61,7 @@ def _table_of(path, items, old):
                        'name another folder, or give it the new table with set_items')
     return raw
 
+# %% ../../nbs/acts/35_write.ipynb #b348a6ec
 def _check_begun(path, was, now, table, raw):
     "Raises `BadInput` when an unfinished store is of other rows, or of items with other columns."
     check_same(path, was, now)

@@ -137,6 +137,7 @@ def pick_features(
     row = torch.searchsorted(codes.row_ptr, at, right=True)-1
     return flat_to_codes(row*len(features)+col, val, len(codes), len(features))
 
+# %% ../../nbs/core/30_codes.ipynb #065a7566
 def _entries_of(codes, to, chunk):
     "Entries of features that have a new column in `to`, the others have -1: their places, columns and values."
     parts = [(codes.row_ptr[:0],codes.idx[:0],codes.val[:0])]
@@ -189,6 +190,7 @@ def feature_block(
     at,idx,val = _entries_of(codes, to, chunk)
     return Codes(torch.searchsorted(at, codes.row_ptr), idx, val, hi-lo)
 
+# %% ../../nbs/core/30_codes.ipynb #e701f297
 def split_features(
     codes:Codes,         # (n, d_sae)
     memory:int,          # bytes that a block may take

@@ -291,6 +291,7 @@ def _wordnet_paths(ids, share=.9):
     def path(i): return (*path(above[i]),name[i]) if i in name else ()
     return {i:path(i) for i in ids}
 
+# %% ../../nbs/core/10_data.ipynb #9d9f3538
 def _named_paths(ids):
     "Paths from names such as 00042_Animalia_Chordata_Aves, all of one length; None for others."
     parts = {i:tuple(i.split('_')) for i in ids}

@@ -50,6 +50,7 @@ def settle(
                        'open it once from where you may write') from e
     return folder
 
+# %% ../../nbs/core/06_folders.ipynb #c30c7d0a
 @contextmanager
 def together(
     folder:str|Path,    # where
@@ -139,6 +140,7 @@ def clear_leftovers(
     for p in found: p.unlink(missing_ok=True)
     return found+[p for p in folder.glob('.lock*') if _let_go(p)]
 
+# %% ../../nbs/core/06_folders.ipynb #0013c06f
 def _let_go(path): # whether it was a lock that nobody holds; it is removed
     try: f = _take(path, 'nobody')
     except (Busy, OSError): return False
@@ -162,6 +164,7 @@ def what_is_in(
     folder = settle(folder)
     return next((kind for kind,signs in _signs.items() if any(any(folder.glob(s)) for s in signs)), '')
 
+# %% ../../nbs/core/06_folders.ipynb #64c5d163
 def keep_others(
     folder:str|Path, # to be written
     *own,            # what may be there, in the words of `what_is_in`

@@ -88,7 +88,7 @@ def load_tensors(
     except (BadFile, NotFound): raise
     except Exception as e: raise BadFile(path, f'is damaged or cut short: {e}') from e # the library's are of many kinds
 
-
+# %% ../../nbs/core/15_tensors.ipynb #f4d24a82
 def read_meta(
     path:str|Path, # a safetensors file
 )->dict:           # name -> text
@@ -145,6 +145,7 @@ def tensor_key(
     for t in tensors: _hash(h, t, block)
     return h.hexdigest()[:16]
 
+# %% ../../nbs/core/15_tensors.ipynb #ac9eea92
 def _hash(h, t, block):
     if isinstance(t,np.ndarray) and t.dtype.kind in 'biuf': t = torch.from_numpy(np.ascontiguousarray(t))
     if not isinstance(t,Tensor):

@@ -46,6 +46,7 @@ def options_of(
     def option(p): return _parameter(p.name, plain_type(p.annotation, p.default), p.default, help_.get(p.name,''))
     return {n:option(there[n]) for n in names.split()}
 
+# %% ../../nbs/dev/30_cli.ipynb #dabdc2f3
 def _parameter(name, kind, default, help_):
     import typer
     from typing import Annotated, Optional
@@ -65,12 +66,14 @@ def command(
     commands[fn.__name__.strip('_')] = fn,passes
     return fn
 
+# %% ../../nbs/dev/30_cli.ipynb #44b10eed
 def _alone(name, out):
     "What a command writes is its own meanwhile; the functions behind extract, train and fetch see to it themselves."
     from sae_notebooks.core.folders import alone
     if name in ('measure','name'): return alone(out, name)
     return alone(Path(out).parent, name, f'-{Path(out).name}') if name=='page' else nullcontext()
 
+# %% ../../nbs/dev/30_cli.ipynb #bf0cd704
 def typer_command(
     name:str, # of a command
     whole:bool=True, # with the options it passes on, which takes the import of what it calls
@@ -91,6 +94,7 @@ def _extract_options():
     return options_of(extract, 'rule append')|options_of(ExtractConfig,
         'n_views batch_size dtype seed device autocast shard_items skip_bad special label white background')
 
+# %% ../../nbs/dev/30_cli.ipynb #5edc01a2
 def _extract(
     data:str,                     # a folder of images, a .csv list, a .txt or .jsonl file of texts, or an embedded name
     model:str='small_image_text', # an embedded model, a folder, an open_clip or a transformers name
@@ -133,6 +137,7 @@ def _verify(
         raise BadInput(f'{len(bad)} thing{" is" if len(bad)==1 else "s are"} wrong: '+'; '.join(bad))
     print(f'{store}: {ActStore(store)}, all as written')
 
+# %% ../../nbs/dev/30_cli.ipynb #04ce7307
 def _push(
     store:str, # a folder written by extract
     url:str,   # hf://datasets/you/name/folder, s3://…, or a folder
@@ -326,6 +331,7 @@ def _names_said(s):
     span = '' if s['lo'] is None else f' ({s["lo"]:.3f} to {s["hi"]:.3f})' # one name has no interval
     return f'{area}{span}, by names of others {s["null"]:.3f}'
 
+# %% ../../nbs/dev/30_cli.ipynb #3acef52f
 def _confirm(cost):
     import typer
     new = cost['questions']-cost['known']
@@ -379,6 +385,7 @@ def _value(word):
     try: return literal_eval(word)
     except (ValueError, SyntaxError): return word
 
+# %% ../../nbs/dev/30_cli.ipynb #c4a23291
 def _docs(
     out:str='_docs', # folder for the site
 ):
@@ -391,6 +398,7 @@ def _readme():
     from sae_notebooks.dev.docs import readme
     print(readme())
 
+# %% ../../nbs/dev/30_cli.ipynb #f5042a41
 def _data():
     "List what ships with the project, and check it against its hashes."
     from sae_notebooks.core.data import catalogue, verify

@@ -31,6 +31,7 @@ def stopping()->bool:
     "Whether the signal has come: what fails from then on fails because of it."
     return any(end.signal for end in _within)
 
+# %% ../../nbs/dev/27_stop.ipynb #dd6792da
 class _End:
     "The end of a process by a signal: one line, and the status that shells expect."
     def __init__(self, said): self.said,self.signal,self.once = said,0,threading.Lock()

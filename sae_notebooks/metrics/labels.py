@@ -456,6 +456,7 @@ def _best_on(codes, y, halves, spans):
             best[i],top[i] = torch.where(value>top[i], k+lo, best[i]),torch.maximum(top[i], value)
     return list(best)
 
+# %% ../../nbs/metrics/35_labels.ipynb #b514e65e
 def _held_half(codes, y, own, k, choose):
     "Areas of the features `k`, chosen on the images of `choose`, on the others, one for each label."
     chosen,of = k.unique(return_inverse=True)

@@ -85,6 +85,7 @@ def _embedding_rows(store, emb, item):
         raise BadInput(f'{len(missing)} {what} have activations and no embedding, the first is {first}')
     return np.array([at[i] for i in item.tolist()], dtype=int)
 
+# %% ../../nbs/metrics/85_measure.ipynb #655e5b38
 def _unit_rows_of(emb, rows, block=2**15):
     "Rows of a store of embeddings as unit rows, never twice in memory."
     first = unit_rows(emb[rows[:block]])
@@ -302,6 +303,7 @@ def _with_tokens(sae, store, im, s, features, tables, top):
     contexts = top_contexts(sae, store, im.rows, im.of, top, s.peak) if span else None
     return features.assign(tokens=first),dict(tables, tokens=table),contexts
 
+# %% ../../nbs/metrics/85_measure.ipynb #825d1c8a
 def _parts_said(store, im, cfg):
     "What the items are; how many parts they have, and how these were pooled."
     if im.of is None: return dict(kind=items_kind(store))
@@ -348,6 +350,7 @@ def label_report(
     beside = dict(positives=(y==1).sum(0).int().numpy(), null=tops.mean(0).numpy(), p=p.numpy())
     return columns,pd.concat([table,held],axis=1).assign(**beside)
 
+# %% ../../nbs/metrics/85_measure.ipynb #74978a51
 def _label_part(codes, lo, y, names, draws, seed, groups):
     "Of a block: columns; the best feature of each label; the best correlation in each shuffle, and without shuffling."
     m = _alone(LabelScores(codes.d_sae, y.shape[1]))
@@ -492,6 +495,7 @@ def _content(v):
     if isinstance(v,pd.DataFrame): return hashlib.sha256(v.to_csv().encode('utf-8','backslashreplace')).hexdigest()[:16]
     return getattr(v,'id',None) or tensor_key(v)
 
+# %% ../../nbs/metrics/85_measure.ipynb #924a66b7
 def given_to_measure(
     sae:SAE,        # as for `measure`
     store:ActStore,

@@ -198,6 +198,7 @@ def _columns(acts, k): # (n, len(k)), dense
 def _counts(n, draws, seed, groups): # how often each film is drawn, (draws, n)
     return resampled_counts(n, draws, seed, groups).double()
 
+# %% ../../nbs/metrics/37_medsae.ipynb #3e843a8d
 def _weighted_corr(x, y, w):
     "Correlation of column c of `x` with column c of `y`, where `y` is known, under each row of weights: (len(w), C)."
     known = (~y.isnan()).double()

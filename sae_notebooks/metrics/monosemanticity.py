@@ -231,6 +231,7 @@ def _apart(m, codes, e, groups, cache):
     ms = torch.where(ok, num/torch.where(ok,den,1.), torch.nan)
     return replace(m, num=num, den=den, groups=on, own=cache['own'], ms=ms)
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #e79e1de8
 def _own_pairs(e, groups):
     "Σ|ΣE|² and Σn² over groups, (2,)."
     whole = e.new_zeros(int(groups.max())+1, e.shape[1]).index_add(0, groups, e)
@@ -280,6 +281,7 @@ def judged(
     groups = as_groups(groups, len(e))
     return judged_units(acts, e, groups if groups is None else groups.to(e.device))
 
+# %% ../../nbs/metrics/20_monosemanticity.ipynb #485583d3
 def judged_units(
     acts,               # of all images: Codes or dense (n, d_sae), float64
     e:Tensor,           # their embeddings, of length one, float64, (n, d_emb)

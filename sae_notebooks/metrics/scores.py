@@ -51,6 +51,7 @@ def judged_by_label(
     names,e = class_units(labels)
     return names,j.seen_as(e.to(j.e.device))
 
+# %% ../../nbs/metrics/27_scores.ipynb #f677c2cd
 def class_units(
     labels, # class of each image, (n,) strings
 )->tuple:   # names of the classes (C,); one unit vector for each image, float64, (n, C)

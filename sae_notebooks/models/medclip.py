@@ -67,6 +67,7 @@ class FilmTower(Tower):
     "Films, by a Swin transformer."
     def forward(self, x): return self.projection_head(self.model(x).pooler_output) # (n, 3, h, w) -> (n, d_joint)
 
+# %% ../../nbs/models/55_medclip.ipynb #2edd2f3d
 class ReportTower(Tower):
     "Text, by BERT."
     def forward(self, **inputs): # input_ids and attention_mask, (n, positions) -> (n, d_joint)

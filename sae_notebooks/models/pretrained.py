@@ -37,6 +37,7 @@ def _cached(name): # whether a published model has been downloaded before
     kept = Path(constants.HF_HUB_CACHE)/repo_folder_name(repo_id=name, repo_type='model')/'snapshots'
     return kept.is_dir() and any(kept.iterdir())
 
+# %% ../../nbs/models/35_pretrained.ipynb #fc04b64c
 def _answers(address, wait=3.): # whether a server takes connections; through a proxy nobody knows
     if any(os.environ.get(k) for k in ('HTTPS_PROXY','https_proxy','ALL_PROXY','all_proxy')): return True
     at = urlsplit(address)
@@ -59,6 +60,7 @@ def published(
     else: return name
     raise NotFound(f'no model {name!r}: {why}{_instead(name, known)}')
 
+# %% ../../nbs/models/35_pretrained.ipynb #2134572c
 def _instead(name, known): # what is embedded, and what is called much like it
     try: ours = [k for k,kind in catalogue().kind.items() if kind=='model']
     except NotFound: ours = []
@@ -78,6 +80,7 @@ def find_model(
     if path.split('/')[0] in open_clip.list_models(): return _find_open_clip(path)
     return published(path, [f'{a}/{tag}' for a,tag in open_clip.list_pretrained()])
 
+# %% ../../nbs/models/35_pretrained.ipynb #9173e4f5
 def _find_open_clip(path): # its weights are kept as a published model's, where they are one
     import open_clip
     arch,_,tag = path.partition('/')

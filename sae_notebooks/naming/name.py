@@ -110,6 +110,7 @@ def _with_test(spent, questions=12):
     n = spent['questions']
     return spent|dict(questions=n+n*questions, tokens=spent['tokens']+n*questions*(spent['tokens']//max(n,1)//3+60))
 
+# %% ../../nbs/naming/50_name.ipynb #56018568
 def _model(model, texts):
     "The model that names or judges; None where texts need none."
     if texts and model is None: return None

@@ -262,6 +262,7 @@ def make_sae(
     try: return cls(**kw)
     except BadInput as e: raise BadInput(f'{e}{_takers(architecture, kw)}') from e
 
+# %% ../../nbs/saes/10_base.ipynb #8bf65e01
 def _takers(architecture, kw): # which architectures take an option that this one does not
     own = architectures[architecture].defaults
     def who(k): return sorted(a for a,cls in architectures.items() if k in cls.defaults)
@@ -275,6 +276,7 @@ def _saelens_tensors(sae):
     if 'threshold' in tensors: tensors['threshold'] = tensors['threshold'].expand(sae.d_sae).clone()
     return tensors
 
+# %% ../../nbs/saes/10_base.ipynb #13c53dd3
 def _saelens_cfg(sae, metadata):
     arch = 'jumprelu' if 'threshold' in sae.state_dict() else sae.architecture
     only_topk = dict(k=sae.cfg['k'], rescale_acts_by_decoder_norm=False) if arch=='topk' else {}

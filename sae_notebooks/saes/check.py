@@ -120,6 +120,7 @@ def _check_band(sae, x): # a threshold has a gradient only where a pre-activatio
     raise MoreRows(f'{len(x)} rows are too few to tell: the threshold learns from pre-activations within {band/2:g} '
                    f'of it, and none of these is; give more rows{more}')
 
+# %% ../../nbs/saes/15_check.ipynb #8350ce79
 def reaches_all(
     sae:SAE,       # in training mode
     x:Tensor,      # (n, d_in)

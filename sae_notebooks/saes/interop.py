@@ -322,6 +322,7 @@ def _foreign(sae, path, weights, config, settings, overwrite): # both files or n
         with room_for(Path(path)/weights, sum(t.nbytes for t in sae.state_dict().values())): yield new[weights]
         write_json(new[config], dict(settings, sae_notebooks=dict(files=file_hashes({weights:new[weights]}))))
 
+# %% ../../nbs/saes/80_interop.ipynb #a13025bf
 def _write_sparsify(sae, path, overwrite):
     if sae.architecture!='topk': raise BadInput(f'sparsify has only topk, not {sae.architecture!r}')
     from safetensors.torch import save_file

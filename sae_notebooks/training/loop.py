@@ -252,6 +252,7 @@ def _content(t): # what rows or labels are, of a store or in memory
     known = getattr(t,'id',None) # of stores: made of the hashes of their files
     return known if isinstance(known,str) else tensor_key(t if isinstance(t,Tensor) else torch.as_tensor(t[:]))
 
+# %% ../../nbs/training/20_loop.ipynb #b17f9566
 def given_of(
     job:Job,   # what was given
     saes:list, # fresh SAEs

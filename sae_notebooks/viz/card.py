@@ -26,6 +26,7 @@ def _span(s, k):
     lo,hi = s.get(f'{k}_lo'),s.get(f'{k}_hi')
     return _value(s.get(k))+('' if None in (s.get(k),lo,hi) else f' ({lo:.3f} to {hi:.3f})')
 
+# %% ../../nbs/viz/40_card.ipynb #20fb6cf7
 def _whole(report):
     "A report with all that a card shows. Raises `BadInput` naming what is missing."
     shown = 'images items dead dense undefined l0 floor model point evaluator'.split(),('ms','q','support','density')
@@ -42,6 +43,7 @@ def _rows_read(s):
     "What density and L0 are of."
     return _items(s) if s.get('parts') is None else 'tokens' if _items(s)=='texts' else 'patches'
 
+# %% ../../nbs/viz/40_card.ipynb #cc0a4c15
 def _read(s):
     "How much was read."
     out = {_items(s):_value(s['images'], ',')}
@@ -51,6 +53,7 @@ def _read(s):
 
 def _loss(v): return f'{v:.3f}' if isinstance(v, float) else str(v)
 
+# %% ../../nbs/viz/40_card.ipynb #cad1510f
 def _name_lines(names):
     "How many names there are, how many could be tested, and how well those did."
     failed = f'; {names["failed"]:,} failed' if names.get('failed') else ''

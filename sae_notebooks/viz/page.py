@@ -66,6 +66,7 @@ def _captions(cards, caption):
     shown = sorted({i for c in cards.values() for i in c['items']})
     return shown,{i: str(caption(i)) for i in shown} if caption else {}
 
+# %% ../../nbs/viz/30_page.ipynb #15946b41
 def _photographs(rows, items, acts, image, caption, thumb):
     "The cards of the features at `rows`; thumbnails and captions by item, each once."
     cards = _cards(rows, items, acts)
@@ -170,6 +171,7 @@ def _first_columns(features, sort_by):
     label = ['label'] if 'label' in features and title!='label' else []
     return title,[str(c) for c in ([title] if title else [])+scores[:3]+label+scores[3:5-len(label)]]
 
+# %% ../../nbs/viz/30_page.ipynb #a65fbbda
 def _columns(features, sort_by, words, kind='image'):
     "Of the columns: their values, the one that names a feature, those shown first, and their words."
     title,first = _first_columns(features, sort_by)
