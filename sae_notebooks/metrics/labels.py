@@ -308,7 +308,7 @@ def label_null(
     seed:int=0,
     groups=None,    # images that belong together, (n,): see `GroupShuffle`
     areas:bool=False,# also what the best of all labels gives each feature, see `BestLabel`
-)->dict:            # entropy, …_null (mean), …_p: (d_sae,); corr_p: (d_sae, C); best, …_null, …_p: (C,); tops (draws, C)
+)->dict:        # entropy, …_null (mean), …_p: (d_sae,); corr_p: (d_sae, C); best, …_null, …_p: (C,); tops (draws, C)
     "Entropy and correlation against shuffled labels. One-sided for entropy (lower), two-sided for correlation."
     codes,shuffle = _as_codes(acts, y),GroupShuffle(len(y), groups)
     real,g = _correlation(codes, y),seeded('label null',seed)

@@ -345,7 +345,8 @@ def label_report(
     which = np.stack([t['corr'].fillna(-2.) for _,t,*_ in parts]).argmax(0)
     table = pd.concat([parts[b][1].iloc[[c]] for c,b in enumerate(which)])
     held,p = crossfit_best(codes, y, names, groups, seed, spans),(1+(tops>=best).sum(0))/(draws+1)
-    return columns,pd.concat([table,held],axis=1).assign(positives=(y==1).sum(0).int().numpy(), null=tops.mean(0).numpy(), p=p.numpy())
+    beside = dict(positives=(y==1).sum(0).int().numpy(), null=tops.mean(0).numpy(), p=p.numpy())
+    return columns,pd.concat([table,held],axis=1).assign(**beside)
 
 def _label_part(codes, lo, y, names, draws, seed, groups):
     "Of a block: columns; the best feature of each label; the best correlation in each shuffle, and without shuffling."
@@ -403,7 +404,14 @@ class Part:
 # %% ../../nbs/metrics/85_measure.ipynb #b10c0003
 class ByBlocks:
     "Features of the same images, some at a time."
-    def __init__(self, im, codes, groups, cfg, nuisance, memory):
+    def __init__(self,
+        im:Images,          # what is known of the images
+        codes:Codes,        # their features, (n, d_sae)
+        groups:Tensor|None, # what each image belongs to, from `as_groups`, (n,)
+        cfg:MeasureConfig,  # how to measure
+        nuisance,           # numbers of each image, as for `ms_null_given`, (n, q); or None
+        memory:int,         # bytes that a block may take
+    ):
         self.im,self.codes,self.groups,self.cfg,self.nuisance = im,codes,groups,cfg,nuisance
         self.e,self.cache,self.names,self.seen,self.label_cache = im.emb[im.judge],{},None,None,{}
         n,d_emb = self.e.shape
@@ -569,7 +577,8 @@ def measure(
     features,tables,contexts = _with_tokens(sae, store, im, s, features, tables, top)
     ok,floors = (features.support>=cfg.min_support).to_numpy(),parts[0].floors
     draws,best = _resamples(s, parts, by.count, cfg)
-    about = _about(sae, store, im, share, own)|_parts_said(store, im, cfg)|dict(given=given)|({'loss':loss} if loss else {})
+    about = _about(sae, store, im, share, own)|_parts_said(store, im, cfg)
+    about |= dict(given=given)|({'loss':loss} if loss else {})
     middle = _middle(features[ok], s, draws, best)
     summary = _summary(about, im, s, features, floors, tables, top, middle, groups, cfg)
     top = np.where(top>=0, im.item[top], -1)

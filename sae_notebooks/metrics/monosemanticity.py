@@ -244,7 +244,7 @@ class Judged:
     e:Tensor          # unit embeddings, (n, d_emb)
     m:Moments         # the sums
     groups:Tensor|None = None # what each image belongs to, from `as_groups`, (n,)
-    cache:dict = field(default_factory=dict, repr=False) # worked out from embeddings and groups; blocks of features share it
+    cache:dict = field(default_factory=dict, repr=False) # of embeddings and groups alone; blocks of features share it
 
     def seen_by(self,
         emb:Tensor, # embeddings by another encoder, (n, d_emb)
