@@ -49,8 +49,13 @@ class Source:
         return replace(self, get=lambda i: self.get(int(at[i])), items=items, id=id)
 
 # %% ../../nbs/acts/10_sources.ipynb #4e6d3098
-def _side_by_side(fn, jobs): # what fn makes of each, in order
-    with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1))) as pool: return list(pool.map(fn, jobs))
+def _hash_of_all(fn, jobs, at_once=256):
+    "A hash of what `fn` makes of each, in order; some are worked on side by side, and none is kept."
+    h = hashlib.sha256()
+    with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1))) as pool:
+        for lo in range(0,len(jobs),at_once):
+            for said in pool.map(fn, jobs[lo:lo+at_once]): h.update(f'{said}\n'.encode())
+    return h.hexdigest()
 
 def _file_hash(path):
     try: return sha256(plain_file(path)) # not of a device, which never ends
@@ -65,7 +70,7 @@ def image_files(
     table = images.items[['file',*[c for c in images.items if c not in ('file','file_key')]]].reset_index(drop=True)
     table['file_key'] = [content_key(images.root/f) for f in table.file]
     names = table.file.tolist()
-    id = fingerprint([names,_side_by_side(lambda n: _file_hash(images.root/n), names)])
+    id = fingerprint([names,_hash_of_all(lambda n: _file_hash(images.root/n), names)])
     name = name or images.root.resolve().name
     return Source(images.__getitem__, table, 'image', id, name, images.notes, images.reading)
 
@@ -173,7 +178,7 @@ def _data_id(data, fetch):
     def one(i):
         try: return _item_hash(fetch(i))
         except (OSError, SyntaxError, ValueError) as e: return str(e)
-    return fingerprint(_side_by_side(one, range(len(data))))
+    return fingerprint(_hash_of_all(one, range(len(data))))
 
 # %% ../../nbs/acts/10_sources.ipynb #3faeb817
 def dataset(
