@@ -21,6 +21,7 @@ if __name__=='__main__':
     from sae_notebooks.training.stack import train_many
 
 JOBS = 'extract append store_rows set_items combine train train_many save_sae report foreign'.split()
+SHORT = 'store_rows set_items combine save_sae report foreign'.split() # extraction and training are killed in test_faults.py as well
 CALLS = 'replace rename unlink remove link rmdir'.split()
 
 # --- what is done, over what, and how it is read -----------------------------------------------------------------------
@@ -139,22 +140,27 @@ def main(out, *again):
 
 # --- tests -------------------------------------------------------------------------------------------------------------
 
-def killed(folder, *again):
-    env = {**os.environ, **dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', TQDM_DISABLE='1', PYTHONPATH=str(root))}
+def killed(folder, jobs, *again):
+    env = {**os.environ, **dict(JOBS=' '.join(jobs), OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', TQDM_DISABLE='1', PYTHONPATH=str(root))}
     r = subprocess.run([sys.executable, __file__, folder/'found.json', *again], cwd=root, env=env, capture_output=True, text=True, timeout=1200)
     assert r.returncode==0, r.stdout+r.stderr
     return json.loads((folder/'found.json').read_text())
 
 @pytest.fixture(scope='module')
-def once(tmp_path_factory): return killed(tmp_path_factory.mktemp('kills'))
+def once(tmp_path_factory): return killed(tmp_path_factory.mktemp('kills'), SHORT)
 
-@pytest.mark.parametrize('job', JOBS)
+@pytest.mark.parametrize('job', SHORT)
 def test_killed_before_every_change(once, job):
     assert once[job]['kills']>=5 and not once[job]['bad'], once[job]
 
 @pytest.mark.slow
+def test_every_job_killed_before_every_change(tmp_path):
+    found = killed(tmp_path, JOBS)
+    assert all(v['kills']>=5 and not v['bad'] for v in found.values()), found
+
+@pytest.mark.slow
 def test_killed_twice(tmp_path):
-    found = killed(tmp_path, 'again')
+    found = killed(tmp_path, JOBS, 'again')
     assert sum(v['kills'] for v in found.values())>500 and not any(v['bad'] for v in found.values()), found
 
 if __name__=='__main__': main(*sys.argv[1:])

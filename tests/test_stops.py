@@ -194,8 +194,9 @@ module.{name} = held
 
 def test_two_extractions_of_one_folder(made):
     "The second is told so at once; the first goes on to the result of one"
+    threads = dict.fromkeys(['OMP_NUM_THREADS','MKL_NUM_THREADS'], str(torch.get_num_threads())) # those that made the first: its bits are theirs
     p = subprocess.Popen([sys.executable,'-c',HELD.format(module='acts.write', name='save_shard'),*'extract pics --n-views 3 --out x/two'.split()], cwd=made,
-                         env={**ENV,'PYTHONPATH':str(root)}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                         env={**ENV,'PYTHONPATH':str(root),**threads}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert p.stdout.readline()=='here\n'
         status,said = shell(made, 'extract pics --n-views 3 --out x/two')
