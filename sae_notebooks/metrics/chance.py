@@ -214,9 +214,12 @@ def near_duplicates(
         e = unit_rows(emb[lo:lo+block], first=lo).float()
         for first in range(lo,len(emb),4*block):
             s = e@unit_rows(emb[first:first+4*block], first=first).float().T
-            i,j = ((s.triu_(1) if first==lo else s)>=above).nonzero(as_tuple=True)
+            close = (s.triu_(1) if first==lo else s)>=above
+            if not close.any(): continue # nothing small is kept between what is large: memory would stay in pieces
+            i,j = close.nonzero(as_tuple=True)
             pairs.append(torch.stack([i+lo,j+first],1))
             cos.append(s[i,j])
+    if not pairs: return torch.zeros(0,2,dtype=torch.long),torch.zeros(0)
     return torch.cat(pairs),torch.cat(cos)
 
 # %% ../../nbs/metrics/25_chance.ipynb #763264bf
