@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Place', 'tensor_places', 'map_tensors', 'load_tensors', 'read_meta', 'read_rows', 'read_tensor', 'write_tensors',
-           'tensor_key', 'named_key']
+           'tensor_key', 'named_key', 'content_id']
 
 # %% ../../nbs/core/15_tensors.ipynb #b3d8e78a
 import hashlib
@@ -167,3 +167,13 @@ def named_key(
     with ThreadPoolExecutor(max(1, min(threads, os.cpu_count() or 1))) as pool:
         keys = pool.map(tensor_key, [tensors[k] for k in names])
         return hashlib.sha256(json.dumps([names,list(keys)]).encode()).hexdigest()[:16]
+
+# %% ../../nbs/core/15_tensors.ipynb #c0de1d01
+def content_id(
+    v, # a store, a table, a tensor, an array, a list, or anything that `v[:]` makes one of; None
+):     # a word, or None
+    "What was given, by its content: a store's own hash, or one of a table's text or of every number."
+    if v is None: return None
+    if isinstance(known := getattr(v,'id',None), str): return known
+    if hasattr(v,'to_csv'): return hashlib.sha256(v.to_csv().encode('utf-8','backslashreplace')).hexdigest()[:16]
+    return tensor_key(v if hasattr(v,'tolist') or isinstance(v,(list,tuple)) else torch.as_tensor(v[:]))

@@ -43,7 +43,7 @@ def _cubes(e, floor, sample, seed):
     return b.pow(3).sum()*(n*(n-1))/(len(e)*(len(e)-1))
 
 # %% ../../nbs/metrics/25_chance.ipynb #d89629ab
-_rows = 2**15 # images at a time, where a copy of them is needed
+_rows = 2**13 # images at a time, where a copy of them is needed
 
 def _triangles(e, floor):
     "Trace of the cube of B = E Eᵀ - floor 1 1ᵀ with its diagonal put to zero."

@@ -7,7 +7,6 @@ __all__ = ['one_row_each', 'items_kind', 'Embeddings', 'Images', 'encode_rows', 
            'MeasureConfig', 'label_report', 'Part', 'ByBlocks', 'given_to_measure', 'measure']
 
 # %% ../../nbs/metrics/85_measure.ipynb #2acac4d6
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -21,21 +20,21 @@ from ..acts.store import ActStore
 from ..core.codes import Codes, CodesWriter, cat_codes, feature_block, split_features
 from ..core.files import BadInput, fingerprint, made_by, progress_bar
 from ..core.processes import gather_objects, process_ranks
-from ..core.tensors import named_key, tensor_key
+from ..core.tensors import content_id, named_key
 from .base import as_acts, bh, resampled_counts, unit_rows
 from .chance import copy_cosine, duplicate_share, join_groups, near_duplicates, one_each
 from .fms import fms_many
 from .labels import LabelScores, auroc, best_features, crossfit_best, label_matrix, label_null
 from .monosemanticity import (
-    Judged, crossfit_top, halves, judged, judged_units, lift, resampled_ms, rescored)
+    Judged, crossfit_top, halves, judged_units, lift, resampled_ms, rescored)
 from .reconstruction import Reconstruction
 from .report import FeatureReport, known_images
 from .scores import class_units, feature_table, rank_agreement, top_examples
 from .structure import depth_table, taxonomy, uniqueness
 from .tokens import (
     TokenSums, encoded_batches, has_parts, item_batches, pool_codes, token_table, top_contexts)
-from ..training.origin import trained_at
-from ..training.origin import check_origin, origin, other_origin, seen_items, seen_words
+from ..training.origin import (
+    check_origin, origin, other_origin, seen_items, seen_words, trained_at)
 from ..saes.base import SAE, fve
 
 # %% ../../nbs/metrics/85_measure.ipynb #d5f8a09d
@@ -86,7 +85,7 @@ def _embedding_rows(store, emb, item):
     return np.array([at[i] for i in item.tolist()], dtype=int)
 
 # %% ../../nbs/metrics/85_measure.ipynb #655e5b38
-def _unit_rows_of(emb, rows, block=2**15):
+def _unit_rows_of(emb, rows, block=2**13):
     "Rows of a store of embeddings as unit rows, never twice in memory."
     first = unit_rows(emb[rows[:block]])
     if len(rows)<=block: return first
@@ -160,7 +159,7 @@ def encode_rows(
     rows:np.ndarray,    # positions in the store
     recon:Reconstruction|None=None, # updated on the way
     batch_size:int=4096,# rows at a time, at most
-    memory:int=500,     # MB for the activations of a batch before the zeros are left out: wide SAEs take fewer rows
+    memory:int=200,     # MB for the activations of a batch before the zeros are left out: wide SAEs take fewer rows
     progress:bool=True, # show a progress bar
     errors:list|None=None, # squared error and squared distance from the first batch's mean are appended, (2, rows)
 )->Codes:               # (len(rows), d_sae), on the disk: see `CodesWriter`
@@ -195,19 +194,33 @@ def _alone(metric):
     metric.sync_on_compute = False
     return metric
 
+# %% ../../nbs/metrics/85_measure.ipynb #0a3dfd5c
+def _added(sums, parts, seen):
+    "Sums over tokens of several processes, as one."
+    if sums is None: return None
+    sums.parts = [p for q in parts for p in q]
+    sums.seen = np.sum([np.pad(s, (0,max(map(len,seen))-len(s))) for s in seen], 0).astype(np.int64)
+    return sums
+
+def _gathered(recon, codes, err, peak=None, sums=None):
+    "What all processes have encoded, put together in each."
+    if sums is not None: sums.pairs()
+    tokens = ([],[]) if sums is None else (sums.parts,sums.seen)
+    own = {k:getattr(recon,k) for k in recon._defaults}
+    codes,err,peak,own,parts,seen = zip(*gather_objects((codes, err, peak, own, *tokens)))
+    for k in recon._defaults: setattr(recon, k, sum(p[k] for p in own))
+    recon._update_count = len(own)
+    whole = codes[0] if len(codes)==1 else cat_codes(codes)
+    return Encoded(whole, torch.cat(err,1), recon, None if peak[0] is None else np.concatenate(peak),
+                   _added(sums, parts, seen))
+
 # %% ../../nbs/metrics/85_measure.ipynb #e02508f5
 def _encode_all(sae, store, im, progress, cfg):
     rank,world = process_ranks(join=False)
     own,errors = np.array_split(im.rows,world)[rank],[torch.zeros(2,0,dtype=torch.double)]
     recon = _alone(Reconstruction(sae.d_in, sae.d_sae))
     codes = encode_rows(sae, store, own, recon, progress=progress, memory=cfg.memory, errors=errors)
-    sums = {k:getattr(recon,k) for k in recon._defaults}
-    mine = codes,torch.cat(errors,1),sums
-    codes,errors,sums = zip(*gather_objects(mine))
-    for k in recon._defaults: setattr(recon, k, sum(p[k] for p in sums))
-    recon._update_count = world
-    whole = codes[0] if world==1 else cat_codes(codes)
-    return Encoded(whole, torch.cat(errors,1), recon)
+    return _gathered(recon, codes, torch.cat(errors,1))
 
 # %% ../../nbs/metrics/85_measure.ipynb #f0b3dd01
 def chosen_items(
@@ -257,7 +270,7 @@ class MeasureConfig:
     min_positives:int=8 # concepts with fewer examples have no FMS
     fms:bool=True       # also score concepts by FMS
     copies:float=.98    # lift over the floor from which two images count as near copies, and so as one group
-    memory:int=500      # MB for the features worked on at a time, beside the embeddings; changes no number
+    memory:int=200      # MB for the features worked on at a time, beside the embeddings; changes no number
     seed:int=0          # of resamples, shuffles and draws
     pool:str=''         # an item from its rows: max, mean or first; empty: max of tokens and patches, first of views
     on:str='auto'       # items: all, held-out, training; auto: held-out, where training held a share of them out
@@ -280,18 +293,6 @@ def _encode_parts(sae, store, im, progress, cfg):
         peak.append(rows[a:b][at.numpy()])
     err = torch.zeros(2,len(own),dtype=torch.double).index_add_(1, torch.from_numpy(of-of[:1]), torch.cat(errors,1))
     return _gathered(recon, out.finish(), err, np.concatenate(peak), sums)
-
-# %% ../../nbs/metrics/85_measure.ipynb #0a3dfd5c
-def _gathered(recon, codes, err, peak, sums):
-    "What all processes have encoded, put together in each."
-    sums.pairs()
-    own = {k:getattr(recon,k) for k in recon._defaults}
-    codes,err,peak,own,parts,seen = zip(*gather_objects((codes, err, peak, own, sums.parts, sums.seen)))
-    for k in recon._defaults: setattr(recon, k, sum(p[k] for p in own))
-    recon._update_count,sums.parts = len(own),[p for q in parts for p in q]
-    sums.seen = np.sum([np.pad(s, (0,max(map(len,seen))-len(s))) for s in seen], 0).astype(np.int64)
-    whole = codes[0] if len(codes)==1 else cat_codes(codes)
-    return Encoded(whole, torch.cat(err,1), recon, np.concatenate(peak), sums)
 
 # %% ../../nbs/metrics/85_measure.ipynb #117069a8
 def _with_tokens(sae, store, im, s, features, tables, top):
@@ -382,9 +383,10 @@ def _labelled(codes, concepts, cfg, groups=None, spans=None):
     return columns,dict(labels=labels) if fms is None else dict(labels=labels, fms=fms)
 
 # %% ../../nbs/metrics/85_measure.ipynb #b2575662
-def _depths(top, tree, classes, groups, cfg):
-    "Where a feature's strongest images meet, of each group the first; `top` from `one_each`."
+def _depths(blocks, tree, classes, groups, cfg):
+    "Where a feature's strongest images meet, of each group the first."
     if tree is None or classes is None: return {}
+    top = np.concatenate([top_examples(one_each(j).codes, cfg.m)[0] for _,j in blocks()])
     kinds = taxonomy(tree, classes)
     if groups is not None: kinds = kinds[np.unique(groups.numpy(), return_index=True)[1]]
     t = depth_table(top, kinds, max(500,cfg.draws), cfg.seed)
@@ -398,7 +400,6 @@ class Part:
     floors:dict           # of the scores
     top:np.ndarray        # rows with the largest activations, (d, m)
     acts:np.ndarray       # and those activations, (d, m)
-    lone:np.ndarray       # the same where each group is one image, (d, m)
     copies:np.ndarray     # share of the score that rests on near copies, (d,)
     total:Tensor          # sum of the scores in each resample, by the judge and by labels, (1 or 2, draws)
     many:Tensor           # and how many are defined, (1 or 2, draws)
@@ -435,14 +436,13 @@ class ByBlocks:
         cfg,by_label = self.cfg,None
         if self.names is not None: by_label = self.names,j.seen_as(self.seen, self.label_cache)
         features,floors = feature_table(j, by_label, max(1000,cfg.draws), cfg.seed, self.nuisance)
-        lone,(top,acts) = one_each(j),top_examples(codes, cfg.m)
-        first = top if lone is j else top_examples(lone.codes, cfg.m)[0]
+        top,acts = top_examples(codes, cfg.m)
         share = duplicate_share(codes, pairs, j.m.p[0]**2-j.m.p[1]).numpy()
         ok = torch.tensor((features.support>=cfg.min_support).to_numpy())
         embs = [self.e] if self.seen is None else [self.e,self.seen]
         ms = resampled_ms(j.codes, embs, self.count, self.groups)[:,:,ok]
         boot,half = ms[:,:cfg.draws],ms[0,cfg.draws:]
-        return Part(features, floors, top, acts, first, share, boot.nansum(2), (~boot.isnan()).sum(2), half)
+        return Part(features, floors, top, acts, share, boot.nansum(2), (~boot.isnan()).sum(2), half)
 
 # %% ../../nbs/metrics/85_measure.ipynb #b1edc21c
 def _columns(im, s, by, parts, tree, groups, cfg):
@@ -451,11 +451,11 @@ def _columns(im, s, by, parts, tree, groups, cfg):
     for q,p in (('q','p'),('q_given','p_given')):
         if q in features: features[q] = bh(features[p]) # among all features, not those of a block
     features.insert(1, 'density', s.recon.compute()['density'].numpy())
-    top = {k:np.concatenate([getattr(p,k) for p in parts]) for k in ('acts','copies','lone')}
+    top = {k:np.concatenate([getattr(p,k) for p in parts]) for k in ('acts','copies')}
     judges,tables = _other_judges(by.blocks, im, features.ms)
     labels,more = _labelled(s.codes, im.concepts, cfg, groups, by.spans) if im.concepts is not None else ({},{})
     columns = dict(max_act=top['acts'][:,0], copies=top['copies'])|judges|labels
-    return features.assign(**columns|_depths(top['lone'], tree, im.classes, groups, cfg)),tables|more
+    return features.assign(**columns|_depths(by.blocks, tree, im.classes, groups, cfg)),tables|more
 
 # %% ../../nbs/metrics/85_measure.ipynb #c0d25757
 def _explained(count, err):
@@ -488,13 +488,6 @@ def _unique(top, n, draws):
     try: return uniqueness(top, n, draws=min(draws,20))
     except BadInput as e: return dict(reason=str(e))
 
-# %% ../../nbs/metrics/85_measure.ipynb #cde1c123
-def _content(v):
-    "A hash of whatever was given, None for nothing."
-    if v is None: return None
-    if isinstance(v,pd.DataFrame): return hashlib.sha256(v.to_csv().encode('utf-8','backslashreplace')).hexdigest()[:16]
-    return getattr(v,'id',None) or tensor_key(v)
-
 # %% ../../nbs/metrics/85_measure.ipynb #924a66b7
 def given_to_measure(
     sae:SAE,        # as for `measure`
@@ -504,12 +497,12 @@ def given_to_measure(
     **more,         # labels, tree, groups, nuisance, loss
 )->str:
     "A hash of all that decides a report."
-    judges = [[nm,_content(e)] for nm,e in emb.items()]
-    tables = [_content(s.items) for s in (store,*emb.values()) if isinstance(s,ActStore)] # labels among them
+    judges = [[nm,content_id(e)] for nm,e in emb.items()]
+    tables = [content_id(s.items) for s in (store,*emb.values()) if isinstance(s,ActStore)] # labels among them
     settings,loss = {k:v for k,v in asdict(cfg).items() if k!='memory'},more.pop('loss',None)
     seen = {k:v for k,v in sae.metadata.items() if k in ('items','store','held_out')}
     return fingerprint([named_key(sae.state_dict()), sae.cfg, seen, store.id, judges, tables, settings, loss,
-                        {k:_content(v) for k,v in more.items() if v is not None}])
+                        {k:content_id(v) for k,v in more.items() if v is not None}])
 
 # %% ../../nbs/metrics/85_measure.ipynb #81b36a79
 def _about(sae, store, im, share, own):

@@ -220,7 +220,6 @@ def extremes(
 from pathlib import Path
 
 from ..core.codes import pick_rows
-from ..core.seeds import seeded
 from .monosemanticity import judged
 
 # %% ../../nbs/metrics/90_paired.ipynb #41705431

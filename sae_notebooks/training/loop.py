@@ -24,10 +24,10 @@ from ..acts.stream import Shuffled
 from ..core.files import BadInput, fingerprint, make_folder, progress_bar
 from ..core.folders import alone, check_hashes, clear_leftovers, keep_others
 from ..core.processes import check_device
-from ..core.tensors import named_key, tensor_key
+from ..core.tensors import content_id, named_key
 from ..core.readers import read_table
-from ..saes.base import SAE, Fit, fold_scale, fve, geometric_median, load_sae, make_sae, read_cfg, save_sae
-from ..saes.base import unit_atoms
+from ..saes.base import (
+    SAE, Fit, fold_scale, fve, geometric_median, load_sae, make_sae, read_cfg, save_sae, unit_atoms)
 from .checkpoint import go_back, load_state, optim_tensors, restore_optim, save_state, step_before
 from .group import find_group
 from .log import JsonLines
@@ -246,12 +246,6 @@ class Job:
     given:dict=field(default_factory=dict) # name -> what decides the result: see given_of
     split:dict|None=None    # how the held-out rows were chosen, where they were
 
-# %% ../../nbs/training/20_loop.ipynb #d616e8b9
-def _content(t): # what rows or labels are, of a store or in memory
-    if t is None: return None
-    known = getattr(t,'id',None) # of stores: made of the hashes of their files
-    return known if isinstance(known,str) else tensor_key(t if isinstance(t,Tensor) else torch.as_tensor(t[:]))
-
 # %% ../../nbs/training/20_loop.ipynb #b17f9566
 def given_of(
     job:Job,   # what was given
@@ -260,7 +254,7 @@ def given_of(
     "All that decides the result."
     settings = {k:v for k,v in asdict(job.cfg).items() if k!='checkpoint_every'}
     weights = [named_key(s.state_dict()) for s in saes]
-    data = {k:_content(v) for k,v in dict(rows=job.store, labels=job.labels, held_out=job.held_out).items()}
+    data = {k:content_id(v) for k,v in dict(rows=job.store, labels=job.labels, held_out=job.held_out).items()}
     more = dict(metric=repr(job.metric), scores=sorted(job.scores or ()))
     own = dict(sae=[s.cfg for s in saes], initial_weights=weights)
     return json.loads(json.dumps(settings|own|data|more, default=str))
