@@ -35,17 +35,11 @@ def test_two_are_one(tmp_path, arch, shard):
     assert sorted(p.name for p in (tmp_path/'two').iterdir())==sorted(p.name for p in (tmp_path/'one').iterdir())
 
 MEASURE = '''
-import sys
-import pandas as pd, torch
+import sys, torch
 torch.set_num_threads(1)
-from sae_notebooks.acts.store import ActStore
-from sae_notebooks.metrics.measure import measure
-from sae_notebooks.saes.base import load_sae
+from sae_notebooks.dev.cli import main
 d,out = sys.argv[1:3]
-if 'RANK' in __import__('os').environ: torch.distributed.init_process_group('gloo')
-r = measure(load_sae(d+'/sae'), ActStore(d+'/layer'), ActStore(d+'/judge'), draws=20, progress=False)
-if not torch.distributed.is_initialized() or torch.distributed.get_rank()==0: r.save(out)
-if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+main(['measure',d+'/sae',d+'/layer',d+'/judge','--out',out,'--draws','20'])
 '''
 
 def test_two_measure_what_one_measures(tmp_path):

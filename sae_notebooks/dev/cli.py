@@ -70,7 +70,8 @@ def command(
 def _alone(name, out):
     "What a command writes is its own meanwhile; the functions behind extract, train and fetch see to it themselves."
     from sae_notebooks.core.folders import alone
-    if name in ('measure','name'): return alone(out, name)
+    rank = os.environ.get('RANK','0') if name=='measure' else '0' # whose work torchrun shares out
+    if name in ('measure','name'): return alone(out, name, f'-{rank}' if rank!='0' else '')
     return alone(Path(out).parent, name, f'-{Path(out).name}') if name=='page' else nullcontext()
 
 # %% ../../nbs/dev/30_cli.ipynb #bf0cd704
@@ -253,6 +254,7 @@ def _measure(
     from sae_notebooks.acts.store import ActStore
     from sae_notebooks.core.data import open_tree
     from sae_notebooks.core.options import with_options
+    from sae_notebooks.core.processes import process_group
     from sae_notebooks.metrics.measure import MeasureConfig, given_to_measure, measure
     from sae_notebooks.saes.interop import from_pretrained
     from sae_notebooks.training.origin import trained_at
@@ -264,11 +266,13 @@ def _measure(
     if site or own in rows.sites: rows = rows.site(site or own)
     kinds = open_tree(tree) if tree else None
     given = given_to_measure(sae, rows, judges, with_options(MeasureConfig, options), tree=kinds)
-    report = _same_report(out, given, overwrite)
-    if report is None:
-        report = measure(sae, rows, judges, tree=kinds, **options)
-        report.save(out, overwrite)
-    print(f'{out}: {report}')
+    with process_group() as (rank,_,wait):
+        report = _same_report(out, given, overwrite)
+        wait() # until all have looked
+        if report is None:
+            report = measure(sae, rows, judges, tree=kinds, **options)
+            if rank==0: report.save(out, overwrite)
+        if rank==0: print(f'{out}: {report}')
 
 command(_measure, _measure_options)
 
