@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.options import with_options
+from ..acts.shards import let_go
 from ..acts.store import ActStore
 from ..core.codes import Codes, CodesWriter, cat_codes, feature_block, split_features
 from ..core.files import BadInput, fingerprint, made_by, progress_bar
@@ -92,6 +93,7 @@ def _unit_rows_of(emb, rows, block=2**13):
     out = first.new_empty(len(rows), first.shape[1])
     out[:block] = first
     for lo in range(block,len(rows),block): out[lo:lo+block] = unit_rows(emb[rows[lo:lo+block]], first=lo)
+    let_go()
     return out
 
 # %% ../../nbs/metrics/85_measure.ipynb #ddeb0343
