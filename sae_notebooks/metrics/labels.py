@@ -379,7 +379,7 @@ class Areas:
         acts, # activations: Codes, dense or sparse (n, d_sae)
     ):
         codes = as_acts(acts)
-        codes = _drop_zeros(dense_to_codes(codes) if isinstance(codes, Tensor) else codes).to('cpu')
+        codes = (dense_to_codes(codes) if isinstance(codes, Tensor) else codes).to('cpu')
         self.d,self.entries = codes.d_sae,_sorted_entries(codes)
         self.place,self.zero = _places(self.entries, len(codes), self.d) # of a zero, (d_sae,)
 
@@ -415,7 +415,7 @@ class BestLabel:
     def compute(self)->dict: # best_label (its place), best_auroc, best_corr, and _null (mean) and _p of these, (d_sae,)
         p = (self.above/(self.draws+1)).masked_fill(self.real.isnan(), torch.nan)
         out = dict(best_label=self.label)
-        for nm,*v in zip(('best_auroc','best_corr'), self.real, self.total/max(1,self.draws), p):
+        for nm,*v in zip(('best_auroc','best_corr'), self.real, (self.total/max(1,self.draws)).masked_fill(self.real.isnan(), torch.nan), p):
             out |= {nm:v[0], f'{nm}_null':v[1], f'{nm}_p':v[2]}
         return out
 

@@ -33,7 +33,7 @@ from .report import FeatureReport, known_images
 from .scores import class_units, feature_table, rank_agreement, top_examples
 from .structure import depth_table, taxonomy, uniqueness
 from .tokens import (
-    TokenSums, encoded_batches, has_parts, item_batches, pool_codes, token_table, top_contexts)
+    TokenSums, encoded_batches, has_parts, item_batches, pool_codes, row_centre, token_table, top_contexts)
 from ..training.origin import (
     check_origin, origin, other_origin, seen_items, seen_words, trained_at)
 from ..saes.base import SAE, fve
@@ -154,6 +154,10 @@ def _images(store, emb, labels, pool=''):
     return Images(rows, item, Embeddings(emb, store, item), *_concepts(labels, store, first, item), of)
 
 # %% ../../nbs/metrics/85_measure.ipynb #bce25276
+def _batch_rows(sae, memory, most=4096): # rows whose activations fit into so many MB before the zeros are left out
+    return min(most, max(64, memory*10**6//(8*sae.d_sae)))
+
+#| exports
 @torch.no_grad()
 def encode_rows(
     sae:SAE,            # a trained SAE
@@ -163,21 +167,13 @@ def encode_rows(
     batch_size:int=4096,# rows at a time, at most
     memory:int=200,     # MB for the activations of a batch before the zeros are left out: wide SAEs take fewer rows
     progress:bool=True, # show a progress bar
-    errors:list|None=None, # squared error and squared distance from the first batch's mean are appended, (2, rows)
+    errors:list|None=None, # squared error and squared distance from `centre` are appended, (2, rows); needs `recon`
+    centre:Tensor|None=None, # from `row_centre`, (d_in,)
 )->Codes:               # (len(rows), d_sae), on the disk: see `CodesWriter`
     "Features of some rows of a store."
-    out,batch_size = CodesWriter(sae.d_sae),min(batch_size, max(64, memory*10**6//(8*sae.d_sae)))
-    for lo in progress_bar(range(0,len(rows),batch_size), show=progress, desc='encode', unit='batch'):
-        x = store[rows[lo:lo+batch_size]].to(sae.enc.device)
-        codes = sae.codes(x)
-        out.add(codes)
-        if recon is None: continue
-        back = sae.restore(sae.decode(codes),x)
-        recon.update(x.cpu(), back.cpu(), codes.to('cpu'))
-        if errors is None: continue
-        if not lo: centre = x.double().mean(0)
-        off = (x-back).double(),x.double()-centre
-        errors.append(torch.stack([v.square().sum(1).cpu() for v in off]))
+    out,size = CodesWriter(sae.d_sae),_batch_rows(sae, memory, batch_size)
+    parts = [rows[lo:lo+size] for lo in range(0,len(rows),size)]
+    for codes in encoded_batches(sae, store, parts, recon, errors, centre, progress): out.add(codes)
     return out.finish()
 
 # %% ../../nbs/metrics/85_measure.ipynb #7c13ab51
@@ -221,7 +217,7 @@ def _encode_all(sae, store, im, progress, cfg):
     rank,world = process_ranks(join=False)
     own,errors = np.array_split(im.rows,world)[rank],[torch.zeros(2,0,dtype=torch.double)]
     recon = _alone(Reconstruction(sae.d_in, sae.d_sae))
-    codes = encode_rows(sae, store, own, recon, progress=progress, memory=cfg.memory, errors=errors)
+    codes = encode_rows(sae, store, own, recon, 4096, cfg.memory, progress, errors, row_centre(store, im.rows))
     return _gathered(recon, codes, torch.cat(errors,1))
 
 # %% ../../nbs/metrics/85_measure.ipynb #f0b3dd01
@@ -241,9 +237,10 @@ def chosen_items(
     if known is None: raise BadInput(f'which items the SAE was trained on is not recorded: on={on!r} cannot be')
     keep = seen if on=='training' else ~seen
     n = int((known if on=='training' else ~known).sum())
-    of = on.replace('training','of the training rows')
+    of = on.replace('training','of the training rows').replace('held-out','held out')
+    do = 'hold more out in training, or ' if on=='held-out' else ''
     if n<6: raise BadInput(f'{n} of {len(known)} items are {of}: scores need '
-                           'six or more; hold more out in training, or measure with on="all" (--on all)')
+                           f'six or more; {do}measure with on="all" (--on all)')
     return store.where(keep[item]),float(on=='training')
 
 # %% ../../nbs/metrics/85_measure.ipynb #a5ab90a2
@@ -286,9 +283,10 @@ def _encode_parts(sae, store, im, progress, cfg):
     own = np.array_split(np.arange(len(im.item)), world)[rank]
     lo,hi = np.searchsorted(im.of, [own[0],own[-1]+1]) if len(own) else (0,0)
     rows,of,token = im.rows[lo:hi],im.of[lo:hi],store.token if items_kind(store)=='text' else None
-    cuts = item_batches(of, min(4096, max(64, cfg.memory*10**6//(8*sae.d_sae))))
+    cuts,centre = item_batches(of, _batch_rows(sae, cfg.memory)),row_centre(store, im.rows)
     sums,out,peak = TokenSums(sae.d_sae),CodesWriter(sae.d_sae),[np.zeros(0,int)]
-    for (a,b),c in zip(cuts, encoded_batches(sae, store, [rows[a:b] for a,b in cuts], recon, errors, progress)):
+    parts = [rows[a:b] for a,b in cuts]
+    for (a,b),c in zip(cuts, encoded_batches(sae, store, parts, recon, errors, centre, progress)):
         if token is not None: sums.add(c, token[rows[a:b]])
         one,at = pool_codes(c, torch.from_numpy(of[a:b]-of[a]), int(of[b-1]-of[a])+1, cfg.pool or 'max')
         out.add(one)
@@ -309,7 +307,7 @@ def _with_tokens(sae, store, im, s, features, tables, top):
 # %% ../../nbs/metrics/85_measure.ipynb #825d1c8a
 def _parts_said(store, im, cfg):
     "What the items are; how many parts they have, and how these were pooled."
-    if im.of is None: return dict(kind=items_kind(store))
+    if im.of is None or len(im.rows)==len(im.item): return dict(kind=items_kind(store)) # a row each: nothing was pooled
     return dict(kind=items_kind(store), parts=len(im.rows), pool=cfg.pool or 'max')
 
 # %% ../../nbs/metrics/85_measure.ipynb #43423305

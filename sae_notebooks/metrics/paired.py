@@ -73,7 +73,14 @@ def compare(
 # %% ../../nbs/metrics/90_paired.ipynb #a52cefe8
 def _same_question(a, b):
     if a['images_hash']!=b['images_hash']:
-        raise BadInput('the reports are of different images: measure both SAEs on the same store')
+        raise BadInput('the reports are of different images: measure both SAEs on the same store; where each held out '
+                       'others of it (the split goes by seed), on a store that neither was trained on')
+    own = [r.get('contents_hash') for r in (a,b)]
+    if None not in own and own[0]!=own[1]: raise BadInput('the images have the same names in both reports, and differ')
+    seen = [(r.get('training_share') or 0)>0 for r in (a,b)]
+    if seen[0]!=seen[1]:
+        raise BadInput(f'the {"first" if seen[0] else "second"} SAE was trained on these images and the other was not: '
+                       'measure both on images that neither has seen')
     if any(a['settings'][k]!=b['settings'][k] for k in ('draws','seed')) or a.get('groups')!=b.get('groups'):
         raise BadInput('the reports were resampled in different ways: measure both with the same draws, seed, groups')
     if a['evaluator']!=b['evaluator']: raise BadInput(f'the judges differ: {a["evaluator"]} and {b["evaluator"]}')

@@ -173,7 +173,9 @@ class _Deadline:
         return self
     def __exit__(self, *exc): self.timer.cancel()
     def note(self, event, info): # told by httpx of all that happens
-        if event.endswith(('connect_tcp.complete','start_tls.complete')): self.stream = info['return_value']
+        if not event.endswith(('connect_tcp.complete','start_tls.complete')): return
+        self.stream = info['return_value']
+        if self.over: self.ring() # it was made too late
     def ring(self):
         self.over = True
         sock = self.stream and self.stream.get_extra_info('socket')
@@ -224,7 +226,7 @@ class ServerModel:
         timeout:float=120.,    # seconds without a sign of life
         retries:int=5,         # after timeouts, dropped connections, 429 and 5xx, with growing pauses
         side:int=336,          # images are reduced to this many pixels
-        total:float=600.,      # seconds for one answer, however lively it is
+        total:float=600.,      # seconds for one try, however lively it is
         **kw,                  # more for each request, e.g. temperature
     ):
         try: import openai

@@ -106,9 +106,9 @@ def _text_judge(report, texts, namer, o):
 
 # %% ../../nbs/naming/50_name.ipynb #9b74b9d4
 def _with_test(spent, questions=12):
-    "The cost of naming with that of the tests, each of which asks about a third as much."
+    "The cost of naming with that of the tests, each of which asks at most about as much."
     n = spent['questions']
-    return spent|dict(questions=n+n*questions, tokens=spent['tokens']+n*questions*(spent['tokens']//max(n,1)//3+60))
+    return spent|dict(questions=n+n*questions, tokens=spent['tokens']*(1+questions))
 
 # %% ../../nbs/naming/50_name.ipynb #56018568
 def _model(model, texts):
@@ -137,6 +137,7 @@ def name(
 )->FeatureReport: # with columns name, names or description, status, why, name_auroc, _lo, _hi, _null, _p
     "Name features from one part of the items and test the names on another; `small_image_text` where images need it."
     o,more = _split_options(options, WordOptions if namer is None else Shown)
+    if report.codes is None: raise BadInput('the report was saved without its codes: measure again')
     images = measured_images(report, images, o.allow_other)
     texts = _of_texts(report)
     net = _model(model, texts)

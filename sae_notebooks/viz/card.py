@@ -96,7 +96,7 @@ def _said_of_rows(s):
     if known=='not recorded': return 'Whether the SAE was trained on what was measured here is not recorded.'
     if not share: return 'Every figure is of items that were held out: the SAE was not trained on them.'
     some = 'what' if share==1 else f'items of which {100*share:.3g} % are what'
-    return f'Every figure is of {some} the SAE was trained on: on what it has not seen it is worth less.'
+    return f'Every figure is of {some} the SAE was trained on: on what it has not seen it is likely worth less.'
 
 # %% ../../nbs/viz/40_card.ipynb #8733263d
 def _source_lines(s):
@@ -210,6 +210,6 @@ def report_card(
     s = report.summary
     own = dict(title='Report card', intro=_said_of_rows(s), summary=card_lines(report), floor=s['floor'],
                figures=card_figures(report), chosen=chosen, kind=_items(s)[:-1])
-    if report.contexts is not None:
-        own |= dict(contexts=report.contexts, words=dict(density='share of tokens that activate it, 0 to 1'))
+    if report.contexts is not None: own['contexts'] = report.contexts
+    if s.get('parts') is not None: own['words'] = dict(density=f'share of {_rows_read(s)} that activate it, 0 to 1')
     return write_page(path, f.round(4), report.top_items, report.top_acts, image, caption, **own|options)
