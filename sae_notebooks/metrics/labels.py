@@ -415,7 +415,8 @@ class BestLabel:
     def compute(self)->dict: # best_label (its place), best_auroc, best_corr, and _null (mean) and _p of these, (d_sae,)
         p = (self.above/(self.draws+1)).masked_fill(self.real.isnan(), torch.nan)
         out = dict(best_label=self.label)
-        for nm,*v in zip(('best_auroc','best_corr'), self.real, (self.total/max(1,self.draws)).masked_fill(self.real.isnan(), torch.nan), p):
+        null = (self.total/max(1,self.draws)).masked_fill(self.real.isnan(), torch.nan)
+        for nm,*v in zip(('best_auroc','best_corr'), self.real, null, p):
             out |= {nm:v[0], f'{nm}_null':v[1], f'{nm}_p':v[2]}
         return out
 
