@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..acts.store import ActStore
 from ..core.codes import Codes, flat_to_codes
-from ..core.files import BadInput, progress_bar
+from ..core.files import progress_bar
 from .contexts import Contexts
 from ..saes.base import SAE
 
