@@ -318,7 +318,7 @@ def _name(
     report:str,              # a folder written by measure
     images:str,              # the images or texts that were measured: a folder, a list, a file of texts
     out:str='run/named',     # folder for the report with names
-    model:str='',            # image-text model: judges names, finds them without --namer; default small_image_text, of texts none
+    model:str='',            # image-text model: judges, and names without --namer; default small_image_text, of texts none
     server:str='',           # address of an OpenAI-compatible server, e.g. http://localhost:8000/v1
     namer:str='',            # name of its model; without a server: a model of transformers, loaded here
     group:str='',            # a column beside the images or texts: items with the same value stay in one part

@@ -77,7 +77,8 @@ def _arrays(r):
 _texts = ['label','best_label','reason','concept','name','names','description','status','why','note','token','tokens']
 
 _numbers = '''support density ms ms_all lift n_images n_eff z p q p_given q_given purity label_share max_act copies
-auroc auroc_null auroc_p corr corr_null corr_p entropy entropy_null entropy_p depth depth_q name_auroc name_null name_p star@1'''.split()
+auroc auroc_null auroc_p corr corr_null corr_p
+entropy entropy_null entropy_p depth depth_q name_auroc name_null name_p star@1'''.split()
 
 def _is_number(column): # its name says so, also with the name of a judge
     column = str(column)
