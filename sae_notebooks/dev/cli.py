@@ -187,7 +187,7 @@ def _train(
     out:str='run/sae',     # folder for the SAE
     d_sae:int=1024,        # number of features
     site:str='',           # which hook point of a store of several; default the first
-    held_out:str='.2',     # share of the items kept out of training, on which measure then scores; or a folder of a store; 0: none
+    held_out:str='.2',     # share of the items kept out of training, which measure scores; or a folder of a store; 0: none
     group:str='',          # a column of the store's items: those with the same value are held out together
     device:str='cpu',      # cpu or cuda
     **options,
@@ -318,7 +318,7 @@ def _name(
     report:str,              # a folder written by measure
     images:str,              # the images or texts that were measured: a folder, a list, a file of texts
     out:str='run/named',     # folder for the report with names
-    model:str='',            # image-text model: judges, and names without --namer; default small_image_text, of texts none
+    model:str='',            # image-text model: judges, names without --namer; default small_image_text, of texts none
     server:str='',           # address of an OpenAI-compatible server, e.g. http://localhost:8000/v1
     namer:str='',            # name of its model; without a server: a model of transformers, loaded here
     group:str='',            # a column beside the images or texts: items with the same value stay in one part
