@@ -187,7 +187,7 @@ def _train(
     out:str='run/sae',     # folder for the SAE
     d_sae:int=1024,        # number of features
     site:str='',           # which hook point of a store of several; default the first
-    held_out:str='.2',     # share of the items kept out of training, which measure scores; or a folder of a store; 0: none
+    held_out:str='.2',     # share of items kept out of training, which measure scores; or a folder of a store; 0: none
     group:str='',          # a column of the store's items: those with the same value are held out together
     device:str='cpu',      # cpu or cuda
     **options,
