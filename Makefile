@@ -22,7 +22,7 @@ demo: $(READY)     ## train a first SAE on the embedded data; prints the path of
 test: $(READY)     ## every test; the last line is 'N passed, N failed'
 	@$(BIN)/python tests/run.py
 
-thorough: $(READY)     ## what `make test` leaves out: coverage of intervals, speed; before a release
+thorough: $(READY)     ## what `make test` leaves out: coverage of intervals, speed, long runs of fuzzing and kills, 200,000 rows; before a release
 	@$(BIN)/python tests/run.py --slow
 
 docs: $(READY)     ## the site, in _docs/

@@ -1,7 +1,8 @@
 """Run everything that can fail: API notebooks with nbdev_test, the rest with pytest, two at a time where no clock is looked at. Last line: `N passed, N failed`.
 
     python tests/run.py [words that notebook paths or pytest items must contain]
-    python tests/run.py --slow [words]    the cells marked `#| slow` and the tests marked slow, which the rest leaves out: coverage of intervals, speed
+    python tests/run.py --slow [words]    the cells marked `#| slow` and the tests marked slow, which the rest leaves out: coverage of intervals, speed,
+                                          long runs of fuzzing and of kills, measuring 200,000 rows
 """
 import json, os, re, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
@@ -57,7 +58,7 @@ def pytest_cmd(xml, *more):
 def job(path):
     "(passed, failed, skipped) of what is run beside others: an API notebook, a narrative one, or a file of tests"
     t,xml = time.perf_counter(),runs/f'{path.parent.name}-{path.stem}.xml'
-    if path.suffix=='.py': status,said = call(pytest_cmd(xml, str(path)), nb_limit); n = counts(xml, status)
+    if path.suffix=='.py': status,said = call(pytest_cmd(xml, '-m', 'not slow', str(path)), nb_limit); n = counts(xml, status)
     elif path in narrative_notebooks(): status,said = call(pytest_cmd(xml, f'tests/test_notebooks.py::test_runs[{path.relative_to(root/"nbs").as_posix()}]'), nb_limit, **keep_memory); n = counts(xml, status)
     else: status,said = call([str(bin_/'nbdev_test'),'--path',str(path),'--n_workers','0'], nb_limit, **keep_memory); n = (int(not status),int(status!=0),0)
     print(f'{"failed" if n[1] else "ok":6} {time.perf_counter()-t:6.1f} s  {path.relative_to(root)}', flush=True)

@@ -325,6 +325,15 @@ def test_thorough_runs_all_slow_cells():
     assert slow_notebooks()==[p for p in marked if nb_id(p).split('/')[0] not in narrative] and 'slow' in settings()['tst_flags'].split()
     report([nb_id(p) for p in marked if nb_id(p).split('/')[0] in narrative], 'a slow cell of a narrative notebook is run by nobody: move it to a layer')
 
+def test_slow_tests_are_left_out(monkeypatch, tmp_path):
+    "A file of tests that runs beside others runs without those that only a thorough run runs"
+    import run
+    asked = []
+    monkeypatch.setattr(run, 'call', lambda cmd, *a, **kw: asked.append(cmd) or (0,''))
+    monkeypatch.setattr(run, 'runs', tmp_path)
+    run.job(root/'tests'/'test_scale.py')
+    assert asked[0][asked[0].index('-m',2)+1]=='not slow'
+
 def test_version_bounds():
     project = tomllib.loads((root/'pyproject.toml').read_text())['project']
     everything = [*project['dependencies'], *sum(project['optional-dependencies'].values(), [])]

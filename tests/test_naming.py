@@ -116,6 +116,29 @@ def test_cost_is_asked(tmp_path):
     c = cost([name_template.request(on=[Image.new('RGB',(9,9))]*8, off=[])]*100)
     assert c['questions']==100 and 100*8*256<c['tokens']<100*(8*256+600)
 
+def test_names_that_are_there_are_not_looked_for_again(tmp_path, monkeypatch, capsys):
+    "The same command is quietly the same; other settings, and the folder of the report, are refused before any work."
+    import importlib
+    from sae_notebooks.dev.cli import main
+    photos = open_images('photos'); labels = np.array(photos.labels); monkeypatch.chdir(tmp_path); (tmp_path/'pics').mkdir()
+    for j,i in enumerate(i for k in KINDS[:3] for i in np.flatnonzero(labels==k)[:8]): photos[int(i)].save(tmp_path/'pics'/f'{j:02}.jpg')
+    acts = torch.zeros(24,3)
+    for k in range(3): acts[k*8:k*8+8,k] = torch.rand(8)+.1
+    FeatureReport(pd.DataFrame(dict(ms=[.3,.2,.1]),index=pd.RangeIndex(3,name='feature')), dict(items=24,given='a'), np.zeros((3,2),int), np.ones((3,2)), codes=dense_to_codes(acts), item=np.arange(24)).save('report')
+    def run(*more):
+        try: main(['name','report','pics','--words','attributes',*more]); status = 0
+        except SystemExit as e: status = e.code or 0
+        said = capsys.readouterr(); return status,said.out+said.err
+    first = run(); assert not first[0], first
+    written = (tmp_path/'run/named/report.json').stat().st_mtime_ns
+    def work(*a, **kw): raise RuntimeError('it was done')
+    monkeypatch.setattr(importlib.import_module('sae_notebooks.naming.name'), '_model', work)
+    second = run(); assert second==(0,first[1]), second
+    for more in (['--words','nouns'],['--seed','1'],['--features','1'],['--out','report']):
+        status,said = run(*more); assert status==2 and 'already holds' in said and '--overwrite' in said, (more,status,said)
+    assert (tmp_path/'run/named/report.json').stat().st_mtime_ns==written
+    status,said = run('--words','nouns','--overwrite'); assert status==1 and 'it was done' in said
+
 def test_cli_asks_before_it_spends(looker, tmp_path, monkeypatch, capsys):
     "The command shows the cost and asks; no means nothing was asked; --yes does not ask; a second run costs nothing."
     import io

@@ -41,8 +41,10 @@ def looked_at(d, items, page='run/features.html'):
     report = json.loads((d/'run'/'named'/'report.json').read_text()); assert report['items']==items
     assert {'named','tested','abstained','failed'}<=set(report['names']) and report['names']['failed']==0
     assert 'held out' in report['rows'], report['rows']
-    text = (d/page).read_text(encoding='utf-8'); assert held(d/page) and '<script src' not in text
     table = pd.read_csv(d/'run'/'named'/'report.csv'); assert {'ms','ms_lo','name','status'}<=set(table) and len(table)==32
+    text = (d/page).read_text(encoding='utf-8'); assert '<script src' not in text
+    shown = held(d/page); assert sorted(map(int,shown['ids']))==sorted(table.feature)
+    cards = [shown['cards'][str(r)] for _,group in shown['groups'] for r in group]; assert cards and all(c['items'] for c in cards)
     return report,table
 
 def test_photographs_from_a_shell(photos, tmp_path):

@@ -67,7 +67,7 @@ def test_another_point_rule_or_model_is_refused(world, tmp_path):
         for one in (sae,load_sae(tmp_path/'sae')):
             with pytest.raises(BadInput, match=rf'trained on {k} .*allow_other=True'): measure(one, other, judge, **quick)
         asked = measure(sae, other, judge, allow_other=True, **quick)
-        assert asked.summary['trained_at']['point']=='block.2' and 'trained on another layer' in card_lines(asked)
+        assert asked.summary['trained_at']['point']=='block.2' and 'trained on other rows' in card_lines(asked)
 
 def test_an_sae_without_a_record_is_not_refused(world):
     d,store,judge = world

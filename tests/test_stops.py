@@ -278,6 +278,7 @@ def fill(disk, left):
 def writers(made, far):
     "Job -> (function of the folder it writes into, kB left, the file that does not fit)"
     import pandas as pd
+    from PIL import Image
     from sae_notebooks.acts.share import fetch
     from sae_notebooks.metrics.report import load_report
     from sae_notebooks.models.ask import Answer, AnswerCache
@@ -298,7 +299,7 @@ def writers(made, far):
         c = AnswerCache(out)
         for i in range(200): c.get(str(i)) or c.put(str(i), Answer('answered', dict(text='x'*100)))
     def note(out): FeatureBrowser(report, lambda i: None, notes=out/'notes.json').note(1, 'long '*4000)
-    def card(out): write_page(out/'p.html', pd.DataFrame(dict(ms=torch.rand(2000).tolist()*0 or [.5]*2000)), [[0]]*2000, [[1.]]*2000, lambda i: __import__('PIL.Image').Image.new('RGB',(9,9)))
+    def card(out): write_page(out/'p.html', pd.DataFrame(dict(ms=[.5]*2000)), [[0]]*2000, [[1.]]*2000, lambda i: Image.new('RGB',(9,9)))
     return {'checkpoint':(trained,100,'checkpoint.safetensors'), 'log':(trained,0,'log.jsonl'), 'trained SAE':(trained,1300,'checkpoint.safetensors|sae_weights.safetensors'),
             'train_many':(many,100,'checkpoint.safetensors'), 'rows':(rows,500,'acts-00001.safetensors'), 'fetch':(lambda out: fetch(acts.path, out, progress=False),500,'acts-00001.safetensors'),
             'report':(report.save,8,r'report.csv|\w+.safetensors'), 'answers':(answers,8,'answers.jsonl'), 'note':(note,8,'notes.json'), 'page':(card,8,'p.html'),

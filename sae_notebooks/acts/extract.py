@@ -53,8 +53,8 @@ class ExtractConfig:
     shard_items:int|None=None # items in a file; default by size
     nonfinite:str='error'     # rows with NaN or infinite numbers: error, or drop
     workers:int|None=None     # threads that read and prepare; default one less than the cores, at most 8
-    label:str|None=None       # of a folder or list: the column that holds the labels, see `open_images`
-    white:float|None=None     # of images with numbers beyond bytes: the one that is white, see `rgb_image`
+    label:str|None=None       # of a folder or list: the column that holds the labels
+    white:float|None=None     # the number that is white in images of more than 8 bits, as 4095; default by their range
     background:str='white'    # what transparent parts of images lie on
 
     def __post_init__(self):

@@ -229,7 +229,7 @@ def image_getter(
 ):                  # the function
     "Item number -> image or text. Raises `BadInput` when there are not as many as were measured."
     if n is not None and hasattr(images,'__len__') and len(images)!=n:
-        raise BadInput(f'{len(images)} images, the report is of {n}: give those that were measured')
+        raise BadInput(f'{len(images)} items, the report is of {n}: give those that were measured')
     return images if callable(images) else images.__getitem__
 
 # %% ../../nbs/core/10_data.ipynb #70d3bc94

@@ -187,7 +187,7 @@ def _train(
     out:str='run/sae',     # folder for the SAE
     d_sae:int=1024,        # number of features
     site:str='',           # which hook point of a store of several; default the first
-    held_out:str='.2',     # share of the items that is kept back, and measured later; or a store to try it on; 0: none
+    held_out:str='.2',     # share of items kept out of training, which measure scores; or a folder of a store; 0: none
     group:str='',          # a column of the store's items: those with the same value are held out together
     device:str='cpu',      # cpu or cuda
     **options,
@@ -292,17 +292,38 @@ def _name_options():
     from sae_notebooks.naming.name import NameOptions, name
     return options_of(name, 'words')|options_of(NameOptions, 'allow_other seed')
 
+# %% ../../nbs/dev/30_cli.ipynb #6f0a41d2
+def _given_to_name(report, ims, asked, groups, options):
+    "A hash of all that decides the names. Raises `BadInput` for items that were not measured, or a list that is none."
+    from sae_notebooks.core.data import open_words
+    from sae_notebooks.core.files import fingerprint
+    from sae_notebooks.metrics.report import measured_images
+    measured_images(report, ims, options.get('allow_other'))
+    words = open_words(options['words']).word.tolist() if options.get('words') else None
+    items,apart = ims.items.iloc[:,0].tolist(),None if groups is None else groups.tolist()
+    return fingerprint([report.features.to_csv(), items, asked, apart, options|dict(words=words)])
+
+# %% ../../nbs/dev/30_cli.ipynb #6f0a41d3
+def _same_names(out, report, given, overwrite):
+    "The report in a folder, if its names are those asked for. Raises `BadInput` for another, before any work."
+    there = _same_report(out, report.summary.get('given'), overwrite)
+    if there is None: return None
+    names = there.summary.get('names')
+    if names and names.get('given')==given: return there
+    what = 'other names, or names that were found otherwise' if names else 'the report without names'
+    raise BadInput(f'{out} already holds {what}: name another folder, or replace it with --overwrite')
+
 # %% ../../nbs/dev/30_cli.ipynb #3b8c7b7f
 def _name(
     report:str,              # a folder written by measure
     images:str,              # the images or texts that were measured: a folder, a list, a file of texts
     out:str='run/named',     # folder for the report with names
-    model:str='',            # image-text model: judges, and names without a namer; of images small_image_text
+    model:str='',            # image-text model: judges, names without --namer; default small_image_text, of texts none
     server:str='',           # address of an OpenAI-compatible server, e.g. http://localhost:8000/v1
     namer:str='',            # name of its model; without a server: a model of transformers, loaded here
     group:str='',            # a column beside the images or texts: items with the same value stay in one part
     label:str='',            # the column with the labels, default label, where there is one
-    features:int=0,          # only so many of the features that surely score high (ms_lo); 0: all
+    features:int=0,          # how many features to name, those whose interval of MS begins highest; 0: all
     yes:bool=False,          # do not ask before a language model is asked
     overwrite:bool=False,    # replace another report that is there
     **options,
@@ -312,15 +333,20 @@ def _name(
     from sae_notebooks.models.ask import LocalModel, ServerModel
     from sae_notebooks.naming.name import name
     r,ims = _measured(report, images, label)
-    _same_report(out, r.summary.get('given'), overwrite)
     if server and not namer: raise BadInput('a server has several models: say with --namer which one to ask')
     if group and group not in ims.items:
         raise BadInput(f'{images} has no column {group!r}; there are {", ".join(ims.items)}')
+    apart = ims.items[group].to_numpy()[r.item] if group else None
+    given = _given_to_name(r, ims, (model,server,namer,features), apart, options)
+    if there := _same_names(out, r, given, overwrite):
+        print(f'{out}: {_names_said(there.summary["names"])}')
+        return
     who = ServerModel(namer, server) if server else LocalModel(namer) if namer else None
     by = r.features[sorting_column(r.features)].sort_values(ascending=False, kind='stable')
-    best,groups = by.index[:features] if features else None,ims.items[group].to_numpy()[r.item] if group else None
-    named = name(r, ims, model or None, namer=who, features=best, groups=groups,
+    best = by.index[:features] if features else None
+    named = name(r, ims, model or None, namer=who, features=best, groups=apart,
                  cache=Path(out)/'answers' if who else None, confirm=None if yes else _confirm, **options)
+    named.summary['names']['given'] = given
     named.save(out, overwrite)
     print(f'{out}: {_names_said(named.summary["names"])}')
 
@@ -330,7 +356,8 @@ command(_name, _name_options)
 def _names_said(s):
     counts = f'{s["tested"]} tested, {s["untested"]} untested, {s["abstained"]} abstained, {s["failed"]} failed'
     if s['auroc'] is None: return f'{counts}; detection AUROC undefined'
-    area = f'{counts}; detection AUROC of {s["tested"]} tested names {s["auroc"]:.3f}'
+    names = 'name' if s['tested']==1 else 'names'
+    area = f'{counts}; detection AUROC of {s["tested"]} tested {names} {s["auroc"]:.3f}'
     if s['null'] is None: return area
     span = '' if s['lo'] is None else f' ({s["lo"]:.3f} to {s["hi"]:.3f})' # one name has no interval
     return f'{area}{span}, by names of others {s["null"]:.3f}'

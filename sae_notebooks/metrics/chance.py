@@ -215,7 +215,7 @@ def near_duplicates(
         for first in range(lo,len(emb),4*block):
             s = e@unit_rows(emb[first:first+4*block], first=first).float().T
             close = (s.triu_(1) if first==lo else s)>=above
-            if not close.any(): continue # nothing small is kept between what is large: memory would stay in pieces
+            if not close.any(): continue # empty results are not kept: small tensors between large tiles fragment memory
             i,j = close.nonzero(as_tuple=True)
             pairs.append(torch.stack([i+lo,j+first],1))
             cos.append(s[i,j])

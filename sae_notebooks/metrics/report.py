@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from ..core.tensors import map_tensors
 from ..core.codes import Codes, check_codes
@@ -24,8 +22,6 @@ from ..core.files import BadFile, BadInput, NotFound, inside, read_json, room_fo
 from ..core.folders import check_hashes, file_hashes, new_version, settle
 from ..core.readers import Count, check_columns, checked, read_table
 from .contexts import Contexts
-from .monosemanticity import bootstrap
-from .scores import score_features
 
 # %% ../../nbs/metrics/80_report.ipynb #44335380
 def _three(v): return 'undefined' if v is None else f'{v:.3f}'
@@ -38,7 +34,7 @@ class FeatureReport:
     summary:dict           # numbers and names about the whole
     top_items:np.ndarray   # items with the largest activations, -1 where there are no more, (d_sae, m)
     top_acts:np.ndarray    # those activations, (d_sae, m)
-    tables:dict = field(default_factory=dict) # name -> DataFrame: labels, fms, encoders, duplicates
+    tables:dict = field(default_factory=dict) # name -> DataFrame: labels, fms, encoders, duplicates, tokens
     draws:dict = field(default_factory=dict)  # name -> the summary number in each resample of the images, (draws,)
     codes:Codes|None = None                   # the features of every measured image, (n, d_sae)
     item:np.ndarray|None = None               # the item of each row of `codes`, (n,)
@@ -81,7 +77,8 @@ def _arrays(r):
 _texts = ['label','best_label','reason','concept','name','names','description','status','why','note','token','tokens']
 
 _numbers = '''support density ms ms_all lift n_images n_eff z p q p_given q_given purity label_share max_act copies
-auroc corr entropy entropy_null entropy_p depth depth_q name_auroc name_null name_p star@1'''.split()
+auroc auroc_null auroc_p corr corr_null corr_p
+entropy entropy_null entropy_p depth depth_q name_auroc name_null name_p star@1'''.split()
 
 def _is_number(column): # its name says so, also with the name of a judge
     column = str(column)
@@ -106,8 +103,8 @@ _Figure,_Count,_Word = float|None,Count|None,str|None
 def _optional(**kinds): return [(k,kind,None) for kind,names in kinds.values() for k in names.split()]
 
 _Unique = make_dataclass('_Unique', _optional(a=(_Figure,'share_half popular_half')))
-_Names = make_dataclass('_Names', _optional(a=(_Figure,'auroc lo hi null null_lo null_hi p better tested'),
-                                            b=(_Count,'untested named abstained failed')))
+_Names = make_dataclass('_Names', _optional(a=(_Figure,'auroc lo hi null null_lo null_hi p better'),
+                                            b=(_Count,'tested untested named abstained failed'), c=(_Word,'given')))
 _Reading = make_dataclass('_Reading', _optional(a=(_Figure,'white'), b=(_Word,'background')))
 
 Summary = make_dataclass('Summary', _optional(
@@ -157,6 +154,13 @@ def _contexts(path, n, codes):
     if rising and t.span.shape[1]==t.peak.shape[1]==2 and len(t.peak)==many: return t
     raise BadFile(path, 'does not fit to the features, texts and codes of the report')
 
+# %% ../../nbs/metrics/80_report.ipynb #8be1c0a1
+def _older(s): # the number of tested names was written as 3.0
+    names = s.get('names') if isinstance(s,dict) else None
+    tested = names.get('tested') if isinstance(names,dict) else None
+    if isinstance(tested,float) and tested.is_integer(): names['tested'] = int(tested)
+    return s
+
 # %% ../../nbs/metrics/80_report.ipynb #7b441c92
 def load_report(
     path:str|Path, # a folder that FeatureReport.save wrote
@@ -164,7 +168,7 @@ def load_report(
     "A report from disk. Raises `NotFound` where there is none, `BadInput` where its files do not fit together."
     path = settle(path)
     if not (path/'report.json').is_file(): raise NotFound(f'no feature report at {path} (no report.json there)')
-    summary = checked(read_json(path/'report.json'), Summary, path/'report.json')
+    summary = checked(_older(read_json(path/'report.json')), Summary, path/'report.json')
     hashes,features = summary.pop('files',None),_features(path/'report.csv')
     n,tables = len(features),{nm:_read(inside(path, f'table_{nm}.csv')) for nm in summary.pop('tables',[])}
     (items,acts,draws),codes = _examples(path/'examples.safetensors', n),_codes(path/'codes.safetensors', n)
@@ -186,6 +190,9 @@ def named(
     return replace(report, features=both)
 
 # %% ../../nbs/metrics/80_report.ipynb #0f8faf77
+def _few(item, most=256): # at even distances
+    return np.asarray(item)[np.linspace(0, len(item)-1, min(len(item),most)).astype(int)]
+
 def known_images(
     items:pd.DataFrame, # a line an item: file, and file_key where contents are known
     item:np.ndarray,    # the measured ones, (n,)
@@ -195,8 +202,7 @@ def known_images(
     def hashed(names):
         return hashlib.sha256('\n'.join(map(str, names)).encode('utf-8','surrogatepass')).hexdigest()[:16]
     out = dict(images_hash=hashed(items['file' if 'file' in items else items.columns[0]].iloc[item]))
-    few = np.asarray(item)[np.linspace(0, len(item)-1, min(len(item),most)).astype(int)]
-    return out|dict(contents_hash=hashed(items['file_key'].iloc[few])) if 'file_key' in items else out
+    return out|dict(contents_hash=hashed(items['file_key'].iloc[_few(item, most)])) if 'file_key' in items else out
 
 # %% ../../nbs/metrics/80_report.ipynb #b896201f
 def measured_images(
@@ -206,6 +212,7 @@ def measured_images(
 ):                        # item -> image
     "The images of a report. Raises `BadInput` for others, where they can be told by number, name or content."
     s,table = report.summary,getattr(images,'items',None)
+    what = f"{s.get('kind') or 'image'}s"
     if allow_other: return image_getter(images)
     get = image_getter(images, s.get('items'))
     if not isinstance(table, pd.DataFrame) or not len(table.columns): return get
@@ -214,15 +221,15 @@ def measured_images(
     found = known_images(_with_keys(images, item) if 'contents_hash' in s else table, item)
     by = 'contents' if {'contents_hash'}<={*s}&{*found} else 'images' # renamed, they are the same photographs
     if s.get(f'{by}_hash') in (None,found[f'{by}_hash']): return get
-    raise BadInput(f'these are not the images that were measured ({len(table)} others, by their '
+    raise BadInput(f'these are not the {what} that were measured ({len(table)} others, by their '
                    f'{by.replace("images","names")}): give those, '
                    'or ask for it by allow_other=True')
 
 # %% ../../nbs/metrics/80_report.ipynb #873456fe
-def _with_keys(images, item, most=256):
+def _with_keys(images, item):
     "The table of images, with the contents of those that `known_images` looks at."
     if 'file_key' in images.items or not hasattr(images,'root'): return images.items
     keys = pd.Series('', index=range(len(images.items)))
-    few = np.asarray(item)[np.linspace(0, len(item)-1, min(len(item),most)).astype(int)]
+    few = _few(item)
     keys[few] = [content_key(images.root/images.items.file.iloc[i]) for i in few]
     return images.items.assign(file_key=keys.to_numpy())

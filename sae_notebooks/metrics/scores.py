@@ -10,7 +10,6 @@ __all__ = ['top_examples', 'ms_columns', 'judged_by_label', 'class_units', 'puri
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.codes import Codes
@@ -73,7 +72,7 @@ def purity_columns(
 def _reasons(m):
     "Why a score is undefined; and where its minimum is above zero, which a reader should know."
     out,lo,units = np.full(len(m.ms), '', object),m.lo.cpu().numpy(),m.units.cpu().numpy()
-    alone = 'on for one image' if m.groups is None else 'on for one group of images'
+    alone = 'on for one item' if m.groups is None else 'on for one group of items'
     out[lo>0] = 'on everywhere'
     for why,at in ((alone,units==1),('constant',(units==0)&(lo!=0)),('dead',(units==0)&(lo==0))): out[at] = why
     return out

@@ -54,7 +54,8 @@ def published(
     from huggingface_hub import constants
     if name and _cached(name): return name
     owned = name.count('/')==1 and all(name.split('/'))
-    if not owned: why = 'there is no such folder, and published ones are owner/name'
+    if not owned: why = ('there is no such folder, and published ones are owner/name, '
+                          'such as openai-community/gpt2')
     elif constants.HF_HUB_OFFLINE: why = 'it is not in the cache, and HF_HUB_OFFLINE is set'
     elif not _answers(constants.ENDPOINT): why = f'it is not in the cache, and {constants.ENDPOINT} does not answer'
     else: return name

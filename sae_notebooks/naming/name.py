@@ -17,7 +17,7 @@ from ..core.files import BadInput, progress_bar
 from ..metrics.report import FeatureReport, measured_images, named
 from ..models.ask import cost
 from ..models.load import load_model
-from ..models.vision import VisionModel, load_vision
+from ..models.vision import load_vision
 from .examples import split_parts
 from ..core.options import with_options
 from .language_model import Shown, name_by_model, naming_requests

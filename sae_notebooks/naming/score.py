@@ -173,7 +173,7 @@ def score_name(
     on = ex.active
     out = dict(_unknown, on=int(on.sum()), off=int((~on).sum()), unjudged=0, why='')
     if min(out['on'],out['off'])<min_images:
-        return dict(out, why=f'on for {on.sum()} of the test images, {min_images} are needed')
+        return dict(out, why=f'on for {on.sum()} of the test items, {min_images} are needed')
     s = judge.scores(names, ex.rows)
     ok = ~np.isnan(s[0])
     out['unjudged'] = int((~ok).sum())
@@ -200,7 +200,7 @@ class ScoreOptions(Counts):
     near:int=8          # near misses
     random:int=7        # silent ones at random; without embeddings also in place of near misses
     others:int|None=None # names of other features for the null; None: up to 500, or 1 for a language model
-    min_images:int=3    # active test images below which a name is not tested
+    min_images:int=3    # active test items below which a name is not tested
     seed:int=0          # of examples and other names
     groups:object=None  # images that belong together, one for each row of the codes: intervals count groups
 

@@ -55,9 +55,10 @@ def _check_condition(condition, numbers=()):
     for node in ast.walk(tree):
         what = type(getattr(node, 'op', node)).__name__
         known = isinstance(node, (*_allowed,*_logic,*_arithmetic,ast.Pow))
-        if not known or not _is_arithmetic(node, numbers):
-            raise BadInput(f'{condition!r:.200}: a condition compares columns with numbers, such as '
-                           f'{_example_condition}; {what} is not for here')
+        if known and _is_arithmetic(node, numbers): continue
+        why = 'a power is of one column, such as ms**2' if what=='Pow' else f'{what} is not for here'
+        raise BadInput(f'{condition!r:.200}: a condition compares columns with numbers, such as '
+                       f'{_example_condition}; {why}')
 
 # %% ../../nbs/viz/20_browser.ipynb #2b6d3113
 def rows_where(
@@ -69,7 +70,7 @@ def rows_where(
     try: got = table.eval(condition, engine='python')
     except Exception as e: # pandas raises whatever its parser does
         why = ' '.join(str(e).split())[:100]
-        raise BadInput(f'{condition!r:.100} is no condition on {", ".join(_numbers(table)):.100}: {why}') from e
+        raise BadInput(f'{condition!r:.100} is no condition on {", ".join(map(str,table)):.200}: {why}') from e
     if isinstance(got, pd.Series) and got.dtype==bool: return got.to_numpy()
     raise BadInput(f'{condition!r:.200} is not a yes or no for each feature')
 
@@ -138,7 +139,7 @@ class FeatureBrowser:
     "Questions about the features of a report. Raises `BadInput` when decoder or images do not belong to it."
     def __init__(self,
         report:FeatureReport, # from `measure`, best with names
-        image=None,           # item -> PIL image or text, such as an `Images`, texts; without it there are no examples
+        image=None,           # item -> PIL image or text, such as an `Images` or a source of texts; None: no examples
         caption=None,         # item -> its text; None: label or file name, as far as `Images` know them
         decoder=None,         # decoder directions, (d_sae, d_in), such as sae.W_dec: for neighbours and the map
         heat=None,            # (item, feature) -> activation over patches (h, w), or pairs (token, activation)
@@ -444,7 +445,7 @@ class _Panel:
 # %% ../../nbs/viz/20_browser.ipynb #6f15b23b
 def browse(
     report,            # a `FeatureReport`, or a `FeatureBrowser`
-    image=None,        # item -> PIL image, such as an `Images`
+    image=None,        # item -> PIL image or text, such as an `Images` or a source of texts; None: no examples
     show:int=200,      # rows in the list
     **kw,              # caption, decoder, heat, notes, allow_other: see `FeatureBrowser`
 ):                     # an ipywidgets box; `.browser` is the object behind it

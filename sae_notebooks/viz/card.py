@@ -60,7 +60,7 @@ def _name_lines(names):
     auroc = {f'auroc{end}':names.get(k) for end,k in (('','auroc'),('_lo','lo'),('_hi','hi'))}
     many,tested = (names.get(k) or 0 for k in ('named','tested'))
     return {'names':f'{many:,}: {tested:,} tested, {max(many-tested,0):,} untested{failed}',
-            f'AUROC of {tested:,} tested names':_span(auroc, 'auroc'),
+            f'AUROC of {tested:,} tested name{"" if tested==1 else "s"}':_span(auroc, 'auroc'),
             'AUROC of names of other features':_value(names.get('null'))}
 
 # %% ../../nbs/viz/40_card.ipynb #ddab290e
@@ -103,7 +103,7 @@ def _source_lines(s):
     "What was measured, and by whom."
     def place(o): return ' '.join(str(o[k]) for k in ('model','point','rule') if o.get(k)) or 'not recorded'
     out = {'measured on':_rows(s), 'layer':place(s)}
-    if s.get('trained_at'): out['trained on another layer'] = place(s['trained_at'])
+    if s.get('trained_at'): out['trained on other rows'] = place(s['trained_at'])
     own = ', the model itself' if s['evaluator'] in (s.get('same_judges') or ()) else ''
     return out|{'judge':f'{s["evaluator"]}{own}'}
 

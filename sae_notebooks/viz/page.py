@@ -165,7 +165,7 @@ def _groups(features, chosen, sort_by, n_each):
 
 # %% ../../nbs/viz/30_page.ipynb #c17fa895
 def _first_columns(features, sort_by):
-    "The column that names a feature, or None; those shown first: it, three scores, its label, two more scores."
+    "The column that names a feature, or None; those shown first: it, three scores, label and one score more, or two."
     title = next((c for c in ('name','tokens','label') if c in features), None)
     scores = first_scores(features, sort_by)
     label = ['label'] if 'label' in features and title!='label' else []
