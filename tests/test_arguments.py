@@ -32,7 +32,7 @@ def place(tmp_path_factory):
 
 def begun(folder):
     "What a command has left in its folder; the lock that keeps others out of it is no work"
-    return [f for f in folder.rglob('*') if f.name!='.lock']
+    return [f for f in folder.rglob('*') if f.name!='.sae-lock']
 
 REFUSED = {
     'extract pics --device cuda:99 --out new':  "no device 'cuda:99'",

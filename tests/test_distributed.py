@@ -34,6 +34,23 @@ def test_two_are_one(tmp_path, arch, shard):
     for (n,p),q in zip(one.state_dict().items(), two.state_dict().values()): assert torch.allclose(p, q, atol=1e-5), (n,(p-q).abs().max())
     assert sorted(p.name for p in (tmp_path/'two').iterdir())==sorted(p.name for p in (tmp_path/'one').iterdir())
 
+GRID = '''
+import sys, torch
+torch.set_num_threads(1)
+from sae_notebooks.core.synthetic import plant
+from sae_notebooks.training.stack import train_many
+x = plant(16,32).sample(256, seed=1)[0]
+train_many(x, [dict(architecture='relu', d_sae=32)], sys.argv[1], steps=4, batch_size=32, progress=False)
+torch.distributed.destroy_process_group()
+'''
+
+def test_two_processes_train_a_grid_in_one_folder(tmp_path):
+    (tmp_path/'g.py').write_text(GRID)
+    start = [sys.executable,'-m','torch.distributed.run','--standalone','--nproc-per-node','2']
+    r = subprocess.run([*start, tmp_path/'g.py', tmp_path/'grid'], cwd=root, env={**os.environ,'OMP_NUM_THREADS':'1'}, text=True, capture_output=True, timeout=300)
+    assert r.returncode==0, r.stdout+r.stderr[-3000:]
+    assert load_sae(tmp_path/'grid'/'000').d_sae==32 and not list((tmp_path/'grid').rglob('.*'))
+
 MEASURE = '''
 import sys, torch
 torch.set_num_threads(1)

@@ -167,6 +167,23 @@ def test_items_are_known_again_in_another_store(world, tmp_path):
     shares = [measure(train(store.where(rows), 'topk', **few), other, judge, **quick).summary['rows'] for rows in (slice(0,40),slice(0,20),slice(0,25))]
     assert shares==['on training rows','held out','25 % on training rows']
 
+def test_photographs_with_captions_are_known_by_what_is_in_the_file(tmp_path):
+    from sae_notebooks.training.origin import item_names
+    table = pd.DataFrame(dict(file=['a.png','b.png'], text=['a dog','a dog'], file_key=['0'*16,'1'*16]))
+    assert item_names(store_rows(tmp_path/'a', torch.randn(2,4), table))[0]=='content'
+    assert item_names(store_rows(tmp_path/'b', torch.randn(2,4), table[['text']]))[0]=='text'
+
+def test_files_are_hashed_only_where_somebody_asks_which_data_they_are(tmp_path, monkeypatch):
+    from sae_notebooks.acts import sources
+    from sae_notebooks.acts.extract import extract
+    photographs(tmp_path/'im', 4)
+    monkeypatch.setattr(sources, 'sha256', lambda p: pytest.fail(f'{p} was read whole'))
+    source = sources.open_source(tmp_path/'im')
+    assert len(source.where([0,2]))==2 and source.items.file_key.ne('').all() and source[0].size==(8,8)
+    report = tmp_path/'report'; report.mkdir(); (report/'report.json').write_text('{}')
+    with pytest.raises(BadInput, match='holds a feature report'): extract('small_image_text', tmp_path/'im', report, progress=False)
+    with pytest.raises(BaseException, match='was read whole'): source.id
+
 def test_an_sae_from_before_the_record_still_works(world, tmp_path):
     d,store,judge = world
     train(store, 'topk', tmp_path/'sae', **kw)

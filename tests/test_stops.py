@@ -245,11 +245,40 @@ def test_every_command_that_writes_says_who_is_there(made, tmp_path):
 
 def test_leftovers_of_kills_go(made, tmp_path):
     x = torch.randn(40,8)
-    for name in ('acts','sae'): (tmp_path/name).mkdir(); (tmp_path/name/'.x.bin.999999999.tmp').write_bytes(b'killed'); (tmp_path/name/'.lock').write_text('killed')
+    for name in ('acts','sae'): (tmp_path/name).mkdir(); (tmp_path/name/'.x.bin.999999999.tmp').write_bytes(b'killed'); (tmp_path/name/'.sae-lock').write_text('killed')
     from sae_notebooks.training.loop import train
     store_rows(tmp_path/'acts', x)
     train(x, 'topk', tmp_path/'sae', sae_options=dict(d_sae=16,k=2), steps=2, progress=False)
     assert not list(tmp_path.glob('*/.*'))
+
+def test_what_lies_beside_a_page_or_notes_is_left_alone(made, tmp_path):
+    import time
+    from sae_notebooks.core.folders import clear_leftovers
+    from sae_notebooks.metrics.report import load_report
+    from sae_notebooks.viz.browser import FeatureBrowser
+    theirs = {'.lock':'pid 7', '.lock-db':'held', '.x.tmp':'draft', '.y.999999999.tmp':'half', '.commit.json':'{"of": "another program"}'}
+    for nm,t in theirs.items(): (tmp_path/nm).write_text(t); os.utime(tmp_path/nm, (time.time()-999,)*2)
+    def left(): return {p.name:p.read_text() for p in tmp_path.iterdir() if p.name[0]=='.'}
+    status,said = shell(made, f'page run/report pics --out {tmp_path/"p.html"}')
+    assert (status,(tmp_path/'p.html').is_file(),left())==(0,True,theirs), said
+    FeatureBrowser(load_report(made/'run/report'), lambda i: None, notes=tmp_path/'n.json').note(0, 'hello')
+    assert (tmp_path/'n.json').is_file() and left()==theirs
+    (tmp_path/'.commit.json').unlink() # in a folder of ours what is not ours stays as well
+    assert clear_leftovers(tmp_path)==[tmp_path/'.y.999999999.tmp'] and {'.lock','.lock-db','.x.tmp'}==set(left())
+
+def test_who_only_looks_at_a_lock_turns_nobody_away(tmp_path):
+    import threading, time
+    from sae_notebooks.core import folders
+    (tmp_path/'.sae-lock-1').write_text('killed')
+    looked = folders._take(tmp_path/'.sae-lock-1', 'nobody') # as another rank that clears leftovers
+    def go(): (tmp_path/'.sae-lock-1').unlink(); looked.close()
+    timer = threading.Timer(.05, go); timer.start()
+    with folders.alone(tmp_path, 'train', '-1'): pass
+    timer.join()
+    held,start = folders._take(tmp_path/'.sae-lock-1', 'somebody'),time.monotonic()
+    with pytest.raises(folders.Busy, match='somebody'): folders._take(tmp_path/'.sae-lock-1', 'train')
+    assert time.monotonic()-start<1
+    held.close()
 
 def test_two_browsers_keep_the_notes_of_both(made, tmp_path):
     from sae_notebooks.metrics.report import load_report

@@ -8,7 +8,6 @@ __all__ = ['find_damage']
 # %% ../../nbs/acts/28_damage.ipynb #ca22b2f2
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 

@@ -335,8 +335,8 @@ def extract(
     check_rule(rule)
     check_device(cfg.device)
     if isinstance(model,(str,Path)): find_model(model)
+    keep_others(out, 'a store of activations', 'an unfinished store of activations')
     data = open_source(data, cfg.label, white=cfg.white, background=cfg.background)
-    keep_others(make_folder(out), 'a store of activations', 'an unfinished store of activations')
     with process_group() as (rank,world,wait), alone(out, 'extract', f'-{rank}' if rank else ''):
         local = cfg.device=='cuda' and world>1
         device = f'cuda:{os.environ.get("LOCAL_RANK",0)}' if local else cfg.device

@@ -207,7 +207,7 @@ def gather_rows(
     for s in np.unique(shard):
         at = np.flatnonzero(shard==s)
         t = torch.from_numpy(files.mapped(s, name)[rows[at]-files.starts[s]])
-        view = files.places(s)[name].view # looked at again: what was cut off meanwhile reads as zeros
+        view = files.places(s)[name].view # looked at again: the end of the last page that is left reads as zeros
         out[at] = (t.view(view) if view else t).to(out.dtype)
     return out
 

@@ -6,6 +6,7 @@
 __all__ = ['push', 'fetch']
 
 # %% ../../nbs/acts/60_share.ipynb #9e861c74
+import shutil
 from pathlib import Path
 
 from .damage import find_damage
@@ -87,7 +88,8 @@ def _fetch_all(fs, root, out, new, progress, url):
     for name,want in progress_bar(_listed(man), show=progress, desc='fetch', unit='file'):
         if (out/name).is_file() and sha256(out/name)==want: continue
         _fetch_file(fs, f'{root}/{name}', out/name, want, url, sizes.get(name))
-    (new/'store.json').replace(out/'store.json'); new.rmdir()
+    (new/'store.json').replace(out/'store.json')
+    shutil.rmtree(new)
 
 # %% ../../nbs/acts/60_share.ipynb #8ddd7e11
 def _fetch_file(fs, src, dst, want, url, size=None):

@@ -7,7 +7,6 @@ __all__ = ['Source', 'image_files', 'image_list', 'texts', 'text_file', 'kind_of
 
 # %% ../../nbs/acts/10_sources.ipynb #d72fd402
 import hashlib
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,13 +23,23 @@ from ..core.readers import checked, read_table
 from ..core.tensors import tensor_key
 
 # %% ../../nbs/acts/10_sources.ipynb #73ccd333
+class _Found:
+    "A field that may be given as a function, which is asked once, when the field is needed."
+    def __set_name__(self, owner, name): self.name = name
+    def __set__(self, obj, v): obj.__dict__[self.name] = v
+    def __get__(self, obj, owner=None):
+        if obj is None: raise AttributeError(self.name) # the field has no default
+        v = obj.__dict__[self.name]
+        if callable(v): v = obj.__dict__[self.name] = v()
+        return v
+
 @dataclass
 class Source:
     "Items to run a model on; `source[i]` is a PIL image, a tensor of pixels, a text, or an (image, text) pair."
     get:Callable        # i -> item; BadInput when it cannot be read
     items:pd.DataFrame  # one line an item; the first column names it
     kind:str            # image, text or image+text
-    id:str              # changes when the data does
+    id:str = _Found()   # changes when the data does; a function finds it when it is first needed
     name:str=''         # what to call it in records
     notes:list = field(default_factory=list)   # what was noticed when it was opened
     reading:dict = field(default_factory=dict) # how images are read, where that was asked for: white, background
@@ -45,8 +54,9 @@ class Source:
     def where(self, keep)->'Source':
         "The items for which `keep` (a boolean array, or positions) says so."
         at = np.flatnonzero(keep) if np.asarray(keep).dtype==bool else np.asarray(keep, dtype=int)
-        items,id = self.items.iloc[at].reset_index(drop=True),fingerprint([self.id, at.tolist()])
-        return replace(self, get=lambda i: self.get(int(at[i])), items=items, id=id)
+        items = self.items.iloc[at].reset_index(drop=True)
+        return replace(self, get=lambda i: self.get(int(at[i])), items=items,
+                       id=lambda: fingerprint([self.id, at.tolist()]))
 
 # %% ../../nbs/acts/10_sources.ipynb #4e6d3098
 def _hash_of_all(fn, jobs, at_once=256):
@@ -70,7 +80,7 @@ def image_files(
     table = images.items[['file',*[c for c in images.items if c not in ('file','file_key')]]].reset_index(drop=True)
     table['file_key'] = [content_key(images.root/f) for f in table.file]
     names = table.file.tolist()
-    id = fingerprint([names,_hash_of_all(lambda n: _file_hash(images.root/n), names)])
+    def id(): return fingerprint([names,_hash_of_all(lambda n: _file_hash(images.root/n), names)])
     name = name or images.root.resolve().name
     return Source(images.__getitem__, table, 'image', id, name, images.notes, images.reading)
 
@@ -209,7 +219,8 @@ def open_source(
     "Whatever it is, as a source. Raises `NotFound` or `BadInput`."
     source = _opened(data, label, {k:v for k,v in reading.items() if v not in (None,'white')})
     if not label or Path(str(data)).is_dir(): return source
-    if label in source.items: return replace(source, items=source.items.assign(label=source.items[label]))
+    if label in source.items:
+        return replace(source, items=source.items.assign(label=source.items[label]), id=lambda: source.id)
     raise BadInput(f'{data} has no column {label!r}; its columns are: {", ".join(source.items)}')
 
 # %% ../../nbs/acts/10_sources.ipynb #0f57e993
@@ -231,6 +242,7 @@ def _opened(data, label, reading):
 
 # %% ../../nbs/acts/10_sources.ipynb #1e648bb1
 def _embedded_texts(name):
-    item = read_json(data_folder()/'manifest.json').get(name,{})
+    try: item = read_json(data_folder()/'manifest.json').get(name,{})
+    except NotFound: return None # installed without data
     if item.get('kind')!='texts': return None
     return next((data_folder()/f for f in item.get('files',{}) if f.endswith(('.jsonl','.txt','.csv'))), None)

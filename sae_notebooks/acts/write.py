@@ -18,7 +18,7 @@ from ..core.folders import alone, clear_leftovers, keep_others, together
 from .rows import Rows, check_finite
 from .shards import save_shard
 from .manifest import (
-    finished_shards, items_csv, read_items, read_journal, read_manifest, whole_manifest, write_items)
+    finished_shards, items_csv, read_journal, read_manifest, whole_manifest, write_items)
 from .store import ActStore
 
 # %% ../../nbs/acts/35_write.ipynb #26a1ff8d

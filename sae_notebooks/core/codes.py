@@ -12,7 +12,6 @@ import tempfile
 import warnings
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -73,7 +73,7 @@ def make_folder(
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path, prefix='.', suffix='.tmp'): pass # named like any other leftover
+        with tempfile.NamedTemporaryFile(dir=path, prefix='.sae-', suffix='.tmp'): pass
     except OSError as e:
         if disk_full(e): raise NoSpace(path) from e
         raise BadInput(f'cannot write to {path} ({e.strerror}): name a folder that you may write to') from e

@@ -73,10 +73,11 @@ def together(
             for path in new.values(): path.unlink(missing_ok=True)
 
 # %% ../../nbs/core/06_folders.ipynb #47e858a3
-_mine = {} # locks of this process -> how often they are held
+_mine = {} # lock files that this process holds -> True
 
-def _take(path, what):
+def _take(path, what, patience=.2):
     "The lock file, opened and locked; None where the file system knows no locks."
+    until = time.monotonic()+patience
     try: import fcntl
     except ImportError: return None # Windows
     while True:
@@ -86,6 +87,9 @@ def _take(path, what):
             f.seek(0)
             who = f.read().strip() or 'another process'
             f.close()
+            if time.monotonic()<until:
+                time.sleep(.01) # somebody may only be looking whether it is held
+                continue
             raise Busy(f'{path.parent} is being written by {who}: wait until it has finished, or name another folder')
         except OSError:
             f.close()
@@ -104,10 +108,11 @@ def alone(
     folder:str|Path, # to be written
     what:str,        # who writes, as another process should be told: "train", "extract" …
     part:str='',     # of the folder, where several processes share the work
+    tidy:bool=True,  # the whole folder is of one artefact: leftovers in it go
 ):
     "The folder, for this process alone as long as the block lasts. Raises `Busy` when another process has it."
     folder = make_folder(folder)
-    path = folder/f'.lock{part}'
+    path = folder/f'.sae-lock{part}'
     key = str(path.resolve())
     if _mine.get(key):
         yield folder # of this process already
@@ -115,7 +120,7 @@ def alone(
     with room_for(path): f = _take(path, what)
     _mine[key] = True
     try:
-        clear_leftovers(folder)
+        if tidy: clear_leftovers(folder)
         yield folder
     finally:
         del _mine[key]
@@ -131,18 +136,18 @@ def clear_leftovers(
     folder = settle(folder)
     def dead(p):
         pid = re.search(r'\.(\d+)\.tmp$', p.name)
-        if not pid: return time.time()-p.stat().st_mtime>60
+        if not pid: return p.name.startswith('.sae-') and time.time()-p.stat().st_mtime>60
         try: os.kill(int(pid[1]), 0)
         except ProcessLookupError: return True
         except (OSError, OverflowError): return False
         return False
     found = [p for p in folder.glob('.*.tmp') if p.is_file() and dead(p)]
     for p in found: p.unlink(missing_ok=True)
-    return found+[p for p in folder.glob('.lock*') if _let_go(p)]
+    return found+[p for p in folder.glob('.sae-lock*') if _let_go(p)]
 
 # %% ../../nbs/core/06_folders.ipynb #0013c06f
 def _let_go(path): # whether it was a lock that nobody holds; it is removed
-    try: f = _take(path, 'nobody')
+    try: f = _take(path, 'nobody', patience=0)
     except (Busy, OSError): return False
     if f:
         path.unlink(missing_ok=True)

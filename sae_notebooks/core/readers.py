@@ -6,7 +6,6 @@
 __all__ = ['Count', 'Width', 'checked', 'fits', 'check_columns', 'read_table', 'safe_cell', 'safe_csv']
 
 # %% ../../nbs/core/08_readers.ipynb #13699795
-import math
 import re
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -14,10 +13,9 @@ from reprlib import repr as short
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
 import pandas as pd
 
-from .files import BadFile, atomic, plain_file
+from .files import BadFile, NotFound, atomic, plain_file
 
 # %% ../../nbs/core/08_readers.ipynb #391cc5a6
 Count = Annotated[int, range(2**53)]      # a number of things
@@ -105,9 +103,9 @@ def _csv_trouble(path, e):
 
 # %% ../../nbs/core/08_readers.ipynb #93900e5c
 def _check_column(path, name, column, kind):
-    "Raises `BadFile` for a column that does not hold what it should; an empty cell is allowed."
+    "Raises `BadFile` for a column that does not hold what it should; a cell may be empty, but no whole number."
     is_ = pd.api.types
-    test = {float:is_.is_numeric_dtype, int:is_.is_integer_dtype, bool:is_.is_bool_dtype, str:lambda _: True}[kind]
+    test = {float:is_.is_numeric_dtype, int:is_.is_integer_dtype, str:lambda _: True}[kind]
     if test(column) and not (kind is float and is_.is_bool_dtype(column)): return
     odd = pd.to_numeric(column, errors='coerce')
     odd = (odd.isna()&column.notna()) if kind is float else odd.isna()|(odd%1!=0)
@@ -117,7 +115,7 @@ def _check_column(path, name, column, kind):
 # %% ../../nbs/core/08_readers.ipynb #c0ab94ee
 def check_columns(
     table:pd.DataFrame, # as it was read
-    types:dict,         # column -> str, float, int or bool; columns that are not there are no matter
+    types:dict,         # column -> str, float or int; columns that are not there are no matter
     path:str|Path,      # its file, for messages
 )->pd.DataFrame:        # the same
     "A table whose columns hold what they should. Raises `BadFile` with row and column."
@@ -129,14 +127,14 @@ def check_columns(
 def read_table(
     path:str|Path,        # a CSV file
     columns=(),           # that must be there
-    types:dict|None=None, # column -> str, float, int or bool; others are as pandas finds them
+    types:dict|None=None, # column -> str, float or int; others are as pandas finds them
     **kw,                 # for pandas.read_csv
 )->pd.DataFrame:
     "A table. Raises `NotFound`, or `BadFile` with line or column."
     types = types or {}
     read = dict(dict(keep_default_na=False, na_values=[''], dtype={k:str for k,v in types.items() if v is str}), **kw)
     try: t = pd.read_csv(plain_file(path), encoding='utf-8', **read)
-    except BadFile: raise
+    except (BadFile, NotFound): raise
     except (ValueError, OverflowError, MemoryError, OSError, RecursionError) as e: raise _csv_trouble(path, e) from e
     if lost := [c for c in columns if c not in t]:
         raise BadFile(path, f'has no column {lost[0]!r}; its columns are: {", ".join(map(str, t.columns))}')

@@ -72,7 +72,7 @@ def _alone(name, out):
     from sae_notebooks.core.folders import alone
     rank = os.environ.get('RANK','0') if name=='measure' else '0' # whose work torchrun shares out
     if name in ('measure','name'): return alone(out, name, f'-{rank}' if rank!='0' else '')
-    return alone(Path(out).parent, name, f'-{Path(out).name}') if name=='page' else nullcontext()
+    return alone(Path(out).parent, name, f'-{Path(out).name}', tidy=False) if name=='page' else nullcontext()
 
 # %% ../../nbs/dev/30_cli.ipynb #bf0cd704
 def typer_command(

@@ -242,7 +242,8 @@ def _site_page(page, pages, web, root, dest):
     libs,plotly = page.root+'site_libs',needs_plotly(body)
     head = f'<link rel="stylesheet" href="{libs}/site.css"><script defer src="{libs}/search.js"></script>'
     if plotly: head += f'<script defer src="{libs}/plotly.min.js"></script>'
-    body = re.sub(r'<a\b[^>]*href=""[^>]*>(.*?)</a>', r'\1', each_href(body, _link_fixer(page, pages, web, root)))
+    body = each_href(body, _link_fixer(page, pages, web, root))
+    body = re.sub(r'<a\b[^>]*href=""[^>]*>(.*?)</a>', r'\1', body, flags=re.S)
     text = framed(page.title, body, web.get('title',''), toc=toc, head=head,
         subtitle=page.subtitle, header=_header(web, pages, page), side=_sidebar(contents, pages, page),
         pager=_pager(sidebar_pages(contents), pages, page), actions=_actions(web, page))

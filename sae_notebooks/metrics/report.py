@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core.tensors import map_tensors
+from ..core.tensors import read_tensor, tensor_places
 from ..core.codes import Codes, check_codes
 from ..core.data import content_key, image_getter
 from ..core.files import BadFile, BadInput, NotFound, inside, read_json, room_for, write_json
@@ -120,7 +120,7 @@ Summary.__doc__ = 'What `report.json` says of the whole.'
 # %% ../../nbs/metrics/80_report.ipynb #c7c2efd9
 def _arrays_of(path, wanted):
     "The arrays of a file. Raises `BadFile` where one of `wanted` (its kind, its dimensions) is missing or another."
-    t = {k:np.array(v) for k,(v,_) in map_tensors(path).items()}
+    t = {k:read_tensor(p) for k,p in tensor_places(path).items()}
     for k,what in wanted.items():
         if k not in t: raise BadFile(path, f'holds no {k}')
         if (t[k].dtype.kind,t[k].ndim)!=what: raise BadFile(path, f'{t[k].dtype} of {t[k].shape} was not to be here', k)

@@ -23,7 +23,7 @@ from ..core.files import BadFile, BadInput, NotFound, plain_file, read_json, roo
 from ..core.folders import check_hashes, file_hashes, new_version, settle
 from ..core.readers import Width, checked
 from ..core.tensors import load_tensors
-from .base import SAE, load_sae, load_weights, make_sae, readers, save_sae, sound
+from .base import SAE, load_sae, load_weights, make_sae, readers, sae_files, save_sae, sound
 
 # %% ../../nbs/saes/80_interop.ipynb #8e108f69
 @dataclass(frozen=True)
@@ -317,8 +317,7 @@ def _write_saelens(sae, path, overwrite):
 # %% ../../nbs/saes/80_interop.ipynb #2086d8f0
 @contextmanager
 def _foreign(sae, path, weights, config, settings, overwrite): # both files or none; the weights' hash in the settings
-    old = 'cfg.json','config.json','sae.safetensors','ae.pt','sae_weights.safetensors','history.csv','log.jsonl'
-    with new_version(path, 'an SAE', [weights,config], old, overwrite) as new:
+    with new_version(path, 'an SAE', [weights,config], [*sae_files,'log.jsonl'], overwrite) as new:
         with room_for(Path(path)/weights, sum(t.nbytes for t in sae.state_dict().values())): yield new[weights]
         write_json(new[config], dict(settings, sae_notebooks=dict(files=file_hashes({weights:new[weights]}))))
 

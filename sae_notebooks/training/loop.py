@@ -21,7 +21,7 @@ from torch import Tensor
 from ..core.options import with_options
 from ..acts.store import ActStore
 from ..acts.stream import Shuffled
-from ..core.files import BadInput, fingerprint, make_folder, progress_bar
+from ..core.files import BadInput, make_folder, progress_bar
 from ..core.folders import alone, check_hashes, clear_leftovers, keep_others
 from ..core.processes import check_device
 from ..core.tensors import content_id, named_key
@@ -33,7 +33,7 @@ from .group import find_group
 from .log import JsonLines
 from .origin import check_origin, hold_out, items_record, origin, other_origin
 from .rules import aux_loss, clip_in_optimiser, drop_parallel, follow, learning_rate, resample
-from .rules import lr_rules, press, set_rate, wish_l0
+from .rules import press, set_rate, wish_l0
 
 # %% ../../nbs/training/20_loop.ipynb #7f952191
 @dataclass
@@ -65,8 +65,7 @@ class TrainConfig:
         if self.steps<1 or self.batch_size<1: raise BadInput('steps and batch_size must be at least 1')
         if self.precision not in precisions: raise BadInput(f'precision is one of {precisions}, not {self.precision!r}')
         if not 0<=self.average<1 or not self.clip>0: raise BadInput('average must lie in [0,1) and clip above 0')
-        if self.lr is None and self.lr_rule not in lr_rules:
-            raise BadInput(f'no learning rate rule {self.lr_rule!r}: use {" or ".join(lr_rules)}, or give lr')
+        learning_rate(0, 1, self) # refuses a rule that there is not
         self.betas = tuple(self.betas)
 
 # %% ../../nbs/training/20_loop.ipynb #811db69b
@@ -330,7 +329,7 @@ def _finish(run, job, folders): # the trained SAEs with their history, each in i
         own = [{k:v[i] if isinstance(v,list) else v for k,v in row.items()} for row in run.history]
         sae.history = pd.DataFrame(own)
         if not folders or run.group.rank>0: continue
-        # of this very run, if there is one
+        # an SAE that is there is of this very run
         save_sae(sae, folders[i], dict(given=job.given), overwrite=True, history=sae.history)
     return saes
 

@@ -69,7 +69,7 @@ def item_names(
 )->tuple:           # content, text or place; a name for each line of its table, (n_items,)
     "What the items of a store can be told apart by, also from those of another store."
     t = store.items
-    for by,column in (('text','text'),('content','file_key')):
+    for by,column in (('content','file_key'),('text','text')):
         if column in t and t[column].ne('').all(): return by,t[column].to_numpy()
     parts,tables = store.meta.get('parts',[]),store.man['items']
     if len(parts)!=len(tables): parts = [str(parts)]*len(tables)
@@ -77,7 +77,7 @@ def item_names(
 
 # %% ../../nbs/training/16_origin.ipynb #b3cd766d
 def _numbers(names):
-    "Each name as a number below 2⁴⁰: of a million other items one is mistaken in a million."
+    "Each name as a number below 2⁴⁰: where a million items were seen, one new item in a million is taken for one of them."
     return np.array([int.from_bytes(hashlib.sha256(str(s).encode()).digest()[:5],'big') for s in names], np.int64)
 
 # %% ../../nbs/training/16_origin.ipynb #20272ab9

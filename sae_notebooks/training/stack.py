@@ -165,15 +165,15 @@ def train_many(
     for i,sae in enumerate(saes):
         if sae.architecture in ('topk','batchtopk'): shapes.setdefault((sae.architecture,sae.d_sae), []).append(i)
         else: single.append(i)
-    own,held,_,how = divided(store, held_out, None, groups, cfg.seed)
-    stacks,job = list(shapes.values()),Job(own, cfg, device, out, progress, held, scores, metric=metric, split=how)
+    kept,held,_,how = divided(store, held_out, None, groups, cfg.seed)
+    stacks,job = list(shapes.values()),Job(kept, cfg, device, out, progress, held, scores, metric=metric, split=how)
     if stacks: _check_stackable(job)
     more = dict(device=device, progress=progress, held_out=held_out, scores=scores, metric=metric, groups=groups)
-    own = lambda items: [[items[i] for i in stack] for stack in stacks]
-    with own_folder(out, 'train_many'):
+    by_stack = lambda items: [[items[i] for i in stack] for stack in stacks]
+    with own_folder(out, 'train_many', find_group(device=device).rank):
         if out: keep_own(out, 'a set of SAEs')
         done = {i:train(store, saes[i], folders[i], **more, **config) for i in single}
-        if stacks: done.update(zip(sum(stacks,[]), sum(_train_stacks(job, own(saes), own(folders)), [])))
+        if stacks: done.update(zip(sum(stacks,[]), sum(_train_stacks(job, by_stack(saes), by_stack(folders)), [])))
     return [done[i] for i in range(len(saes))]
 
 # %% ../../nbs/training/30_stack.ipynb #854da19f

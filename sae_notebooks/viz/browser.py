@@ -128,7 +128,7 @@ def read_notes(
 # %% ../../nbs/viz/20_browser.ipynb #48b9e16a
 def _change_notes(file, known, change):
     "The notes in a file, changed. Where there is no file, those that are known."
-    with alone(file.parent, 'another browser', f'-{file.name}'):
+    with alone(file.parent, 'another browser', f'-{file.name}', tidy=False):
         there = read_notes(file) if file.is_file() else known
         notes = change(there)
         write_json(file, {str(i):t for i,t in sorted(notes.items())})
