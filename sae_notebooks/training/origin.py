@@ -77,7 +77,7 @@ def item_names(
 
 # %% ../../nbs/training/16_origin.ipynb #b3cd766d
 def _numbers(names):
-    "Each name as a number below 2⁴⁰: where a million items were seen, one new item in a million is taken for one of them."
+    "Names as numbers below 2⁴⁰: where a million items were seen, one new item in a million is taken for one of them."
     return np.array([int.from_bytes(hashlib.sha256(str(s).encode()).digest()[:5],'big') for s in names], np.int64)
 
 # %% ../../nbs/training/16_origin.ipynb #20272ab9
