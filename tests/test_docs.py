@@ -76,7 +76,7 @@ CLIPPED = '''[...document.querySelectorAll(innerWidth < 500 ? 'pre' : 'pre,table
     .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => `${e.scrollWidth - e.clientWidth} px: ${e.innerText.slice(0,60)}`)'''
 
 @pytest.mark.browser
-@pytest.mark.parametrize('width,scheme', [(1300,'light'),(1300,'dark'),(390,'light'),(390,'dark')])
+@pytest.mark.parametrize('width,scheme', [(1300,'light'),(390,'dark'),*(pytest.param(*v, marks=pytest.mark.slow) for v in ((1300,'dark'),(390,'light')))])
 def test_looks(site, pages, browser, width, scheme):
     bad = []
     page = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme)

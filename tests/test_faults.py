@@ -137,11 +137,12 @@ loop.train_step = dying
 loop.train(x, arch, out, sae_options=dict(d_sae=128,k=3), steps=300, batch_size=64, dead_after=500, checkpoint_every=7, log_every=10, average=.9, held_out=x[:200], eval_every=50, progress=False)
 '''
 
-def test_killed_at_ten_random_steps(tmp_path):
+@pytest.mark.parametrize('times', [4,pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_steps(tmp_path, times):
     "New steps each time: final weights and history are those of a run that nobody killed"
     arch = random.choice(['topk','batchtopk','matryoshka'])
     go = lambda name,at: subprocess.run(**command([tmp_path/name,arch,at], KILLED), capture_output=True, timeout=300)
-    at = sorted(random.sample(range(300),10)); print(arch, at)
+    at = sorted(random.sample(range(300),times)); print(arch, at)
     for a in at:
         r = go('killed',a)
         assert r.returncode==-signal.SIGKILL, r.stderr

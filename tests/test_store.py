@@ -41,12 +41,13 @@ def ended(pid): return os.waitstatus_to_exitcode(os.waitpid(pid,0)[1])
 
 # --- killed ----------------------------------------------------------------------------------------------------------
 
-def test_killed_at_25_random_moments(tmp_path):
+@pytest.mark.parametrize('times', [10,pytest.param(25, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path, times):
     said = python(EXTRACT+'''
 t0 = time.monotonic(); assert ended(forked(d/'whole'))==0; whole = time.monotonic()-t0
 rng,killed,stages = random.Random(int(sys.argv[2])),0,[]
 for i in range(60):
-    if killed==25: break
+    if killed==int(sys.argv[3]): break
     pid = forked(d/str(i)); time.sleep(rng.uniform(0,whole)); os.kill(pid, signal.SIGKILL)
     if ended(pid)!=-signal.SIGKILL: continue        # it was quicker
     killed += 1
@@ -54,11 +55,11 @@ for i in range(60):
     except (BadInput,FileNotFoundError) as e: assert 'unfinished' in str(e) or 'no store.json' in str(e), e; stages.append(len(list((d/str(i)).glob('acts-*'))) if (d/str(i)).exists() else 0)
     assert ended(forked(d/str(i)))==0
 print(killed, len(set(stages)))
-''', tmp_path, random.randrange(10**6))
+''', tmp_path, random.randrange(10**6), times)
     want = content(tmp_path/'whole')
-    killed,stages = map(int,said.split()); assert killed==25 and stages>=4, said # from hardly begun to nearly done
+    killed,stages = map(int,said.split()); assert killed==times and stages>=4, said # from hardly begun to nearly done
     runs = [p for p in tmp_path.iterdir() if p.name.isdigit()]
-    assert len(runs)>=25
+    assert len(runs)>=times
     for p in runs: assert content(p)==want, p.name
     assert len(ActStore(tmp_path/'whole'))==120 and not any('progress' in n for n in want)
 
@@ -225,7 +226,7 @@ class Pixels:
     def __len__(self): return int(sys.argv[2])
     def __getitem__(self, i): return torch.full((3,8,8), i%97/97.)
 torch.manual_seed(0)
-s = extract(Toy(nn.Sequential(nn.Linear(192,2048)), 'toy'), Pixels(), sys.argv[1], batch_size=256, progress=False)
+s = extract(Toy(nn.Sequential(nn.Linear(192,2048)), 'toy'), Pixels(), sys.argv[1], batch_size=256, shard_items=10_000, progress=False) # files of one size
 stream = Shuffled(s, 512)
 for i in range(100): stream[i]
 try: peak = int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])/1024 # not what the parent process had
@@ -233,4 +234,5 @@ except OSError: peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
 print(peak, s.man['n_rows']*4096/2**20)
 '''
     (a,mb_a),(b,mb_b) = [map(float,python(code, tmp_path/n, n).split()) for n in ('40000','160000')]
+    print(a, b)
     assert mb_b>600 and b-a<40, f'{a:.0f} MB for {mb_a:.0f} MB of rows, {b:.0f} MB for {mb_b:.0f} MB'
