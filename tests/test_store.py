@@ -226,13 +226,13 @@ class Pixels:
     def __len__(self): return int(sys.argv[2])
     def __getitem__(self, i): return torch.full((3,8,8), i%97/97.)
 torch.manual_seed(0)
-s = extract(Toy(nn.Sequential(nn.Linear(192,2048)), 'toy'), Pixels(), sys.argv[1], batch_size=256, shard_items=10_000, progress=False) # files of one size
+s = extract(Toy(nn.Sequential(nn.Linear(192,8192)), 'toy'), Pixels(), sys.argv[1], batch_size=64, shard_items=250, progress=False) # small files: how many are under way is a matter of timing
 stream = Shuffled(s, 512)
 for i in range(100): stream[i]
 try: peak = int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])/1024 # not what the parent process had
 except OSError: peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
-print(peak, s.man['n_rows']*4096/2**20)
+print(peak, s.man['n_rows']*2*8192/2**20)
 '''
-    (a,mb_a),(b,mb_b) = [map(float,python(code, tmp_path/n, n).split()) for n in ('40000','160000')]
+    (a,mb_a),(b,mb_b) = [map(float,python(code, tmp_path/n, n).split()) for n in ('10000','40000')]
     print(a, b)
     assert mb_b>600 and b-a<40, f'{a:.0f} MB for {mb_a:.0f} MB of rows, {b:.0f} MB for {mb_b:.0f} MB'
