@@ -121,7 +121,8 @@ def test_one_bit_of_row_ptr(tmp_path):
     from sae_notebooks.core.codes import dense_to_codes
     from sae_notebooks.metrics.report import FeatureReport
     from safetensors.numpy import load_file, save_file
-    codes = dense_to_codes((torch.rand(40,12)<.2).float()); t = pd.DataFrame(dict(ms=np.arange(12.), support=3)).rename_axis('feature')
+    on = (torch.arange(40)[:,None]-torch.arange(12))%4==0 # three of 12 in each row: each of the bits puts the second row behind the third
+    codes = dense_to_codes(on.float()); t = pd.DataFrame(dict(ms=np.arange(12.), support=3)).rename_axis('feature')
     FeatureReport(t, dict(items=40), np.zeros((12,2),int), np.ones((12,2)), codes=codes, item=np.arange(40)).save(tmp_path/'r')
     record = json.loads((tmp_path/'r/report.json').read_text()); record.pop('files', None); (tmp_path/'r/report.json').write_text(json.dumps(record))
     for bit in (2,14,22,62):

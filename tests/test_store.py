@@ -236,3 +236,24 @@ print(peak, s.man['n_rows']*2*8192/2**20)
     (a,mb_a),(b,mb_b) = [map(float,python(code, tmp_path/n, n).split()) for n in ('10000','40000')]
     print(a, b)
     assert mb_b>600 and b-a<40, f'{a:.0f} MB for {mb_a:.0f} MB of rows, {b:.0f} MB for {mb_b:.0f} MB'
+
+def test_an_item_takes_little_memory(tmp_path):
+    "Python's and NumPy's own count: a hundred bytes an item for its table, where all that was asked for each was once kept, 1900"
+    code = '''
+import sys, tracemalloc, torch
+from torch import nn
+from sae_notebooks.models.backbone import Backbone, Batch
+from sae_notebooks import extract
+class Toy(Backbone):
+    point = '0'
+    def prepare(self, items): return Batch(dict(x=torch.stack(items).flatten(1)))
+    def forward(self, batch): return self.net(batch.inputs['x'])
+class Pixels:
+    def __len__(self): return int(sys.argv[2])
+    def __getitem__(self, i): return torch.full((3,4,4), i%97/97.)
+torch.manual_seed(0); toy = Toy(nn.Sequential(nn.Linear(48,8)), 'toy'); tracemalloc.start()
+extract(toy, Pixels(), sys.argv[1], batch_size=256, shard_items=1000, progress=False)
+print(tracemalloc.get_traced_memory()[1])
+'''
+    few,many = (int(python(code, tmp_path/str(n), n)) for n in (2000,8000))
+    assert (many-few)/6000<200, f'{few} bytes for 2000 items, {many} for 8000'

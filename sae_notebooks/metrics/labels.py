@@ -92,15 +92,7 @@ class LabelScores(Metric):
 def _as_codes(acts, y):
     acts = as_acts(acts)
     if len(acts)!=len(y): raise BadInput(f'{len(acts)} rows of activations and {len(y)} of labels: not the same images')
-    return _drop_zeros(acts) if isinstance(acts, Codes) else dense_to_codes(acts)
-
-# %% ../../nbs/metrics/35_labels.ipynb #56e6f18b
-def _drop_zeros(codes):
-    "Stored zeros are zeros like the others: a feature is not active there."
-    on = codes.val!=0
-    if on.all(): return codes
-    ptr = torch.cat([codes.row_ptr[:1]*0, on.cumsum(0)])[codes.row_ptr]
-    return Codes(ptr, codes.idx[on], codes.val[on], codes.d_sae)
+    return acts if isinstance(acts, Codes) else dense_to_codes(acts)
 
 # %% ../../nbs/metrics/35_labels.ipynb #9d483453
 def auroc(

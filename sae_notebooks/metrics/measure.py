@@ -153,11 +153,11 @@ def _images(store, emb, labels, pool=''):
     if n<6: raise BadInput(f'the store holds {n} {what}{"s"*(n!=1)}: scores and their null need six or more')
     return Images(rows, item, Embeddings(emb, store, item), *_concepts(labels, store, first, item), of)
 
-# %% ../../nbs/metrics/85_measure.ipynb #bce25276
+# %% ../../nbs/metrics/85_measure.ipynb #c0de8501
 def _batch_rows(sae, memory, most=4096): # rows whose activations fit into so many MB before the zeros are left out
     return min(most, max(64, memory*10**6//(8*sae.d_sae)))
 
-#| exports
+# %% ../../nbs/metrics/85_measure.ipynb #bce25276
 @torch.no_grad()
 def encode_rows(
     sae:SAE,            # a trained SAE

@@ -17,7 +17,7 @@ from ..core.codes import Codes, dense_to_codes, pick_rows
 from ..core.files import BadInput
 from ..core.seeds import seeded
 from .base import as_acts, resampled_counts
-from .labels import LabelScores, class_mean_score, label_entropy
+from .labels import Correlations, class_mean_score, label_entropy
 
 # %% ../../nbs/metrics/37_medsae.ipynb #29089fba
 def label_correlation(
@@ -25,9 +25,7 @@ def label_correlation(
     y:Tensor, # labels from `label_matrix`, (n, C)
 )->Tensor:    # (d_sae, C), NaN for a feature or a label that does not vary
     "Pearson correlation of each feature with each label."
-    m = LabelScores(acts.shape[1], y.shape[1])
-    m.update(acts, y)
-    return m.compute()['corr'].reshape(acts.shape[1],-1)
+    return Correlations(acts)(y)
 
 # %% ../../nbs/metrics/37_medsae.ipynb #d3e46774
 def bce_score(
