@@ -31,6 +31,7 @@ def _read_shard(path, record, sites):
     file,n = Path(path)/record['file'],record['rows']
     arrays = tensor_places(file)
     shapes = {f'acts/{k}':(n,d) for k,d in sites.items()}|dict(item=(n,), pos=(n,))
+    shapes |= {c:(n,) for k in sites if (c := f'check/{k}') in arrays}
     for k,shape in shapes.items():
         if k not in arrays or arrays[k].shape!=shape:
             raise BadInput(f'{file} does not hold {k} as the manifest says')

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import BadInput, NotFound, atomic, sha256
+from ..core.files import BadFile, BadInput, NotFound, atomic, sha256
 from ..core.tensors import Place, read_rows, read_tensor, tensor_places
-from .rows import Rows, bit_sums, stat_sums
+from .rows import Rows, bit_sums, n_bins, stat_sums
 
 # %% ../../nbs/acts/20_shards.ipynb #873b4933
 def shard_tensors(
@@ -48,16 +48,24 @@ def save_shard(
     widths = {site:a.shape[1] for site,a in rows.acts.items()}
     return dict(file=file.name, rows=len(rows), bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest(), d_in=widths)
 
+# %% ../../nbs/acts/20_shards.ipynb #5a15c001
+def _sums(file, places, site): # sum (d,), square (1,), lengths (2048,) of a shard
+    got = {k:torch.from_numpy(read_tensor(places[f'{k}/{site}']).reshape(-1)) for k in ('sum','square','lengths')}
+    sizes = dict(sum=places[f'acts/{site}'].shape[-1], square=1, lengths=n_bins)
+    for k,t in got.items():
+        bad = len(t)!=sizes[k] or not t.isfinite().all() or k!='sum' and (t<0).any()
+        if bad: raise BadFile(file, f'{k}/{site} is not what any rows add up to')
+    return got
+
 # %% ../../nbs/acts/20_shards.ipynb #54ef7e3f
 def shard_sums(
     path:str|Path, # a store's folder
     shards:list,   # records of shards
     site:str,      # which hook point
 )->list:           # of dictionaries: sum (d,), square (1,), lengths (2048,)
-    "The sums that the shards of a store carry."
-    def get(p): return torch.from_numpy(read_tensor(p).reshape(-1))
-    places = [tensor_places(Path(path)/s['file']) for s in shards if s['rows']]
-    try: return [{k:get(p[f'{k}/{site}']) for k in ('sum','square','lengths')} for p in places]
+    "The sums that the shards of a store carry. Raises `BadInput` for a shard without them, or with others."
+    files = [Path(path)/s['file'] for s in shards if s['rows']]
+    try: return [_sums(f, tensor_places(f), site) for f in files]
     except KeyError as e:
         raise BadInput(f'{path}: a shard carries no {e.args[0]}: it was not written by sae_notebooks') from e
 
