@@ -213,10 +213,11 @@ def inside(
 )->Path:           # the path of name in root
     "`root/name`, refused with `BadInput` when it would lie outside `root`."
     p = Path(root)/name
-    too_long = any(len(os.fsencode(part))>255 for part in p.parts) or '\0' in str(name)
+    try:
+        too_long = any(len(os.fsencode(part))>255 for part in p.parts) or '\0' in str(name)
+        within = not too_long and p.resolve().is_relative_to(Path(root).resolve())
+    except (ValueError, OSError) as e: raise BadInput(f'{str(name)[:100]!r} is no name of a file: {e}') from e
     if too_long: raise BadInput(f'{str(name)[:100]!r} is no name of a file')
-    try: within = p.resolve().is_relative_to(Path(root).resolve())
-    except (ValueError, OSError) as e: raise BadInput(f'{name!r} is no name of a file: {e}') from e
     if not within: raise BadInput(f'{name!r} points outside {root}: refused')
     return p
 
