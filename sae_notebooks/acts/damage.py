@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core.files import BadInput, NotFound, sha256
+from ..core.files import BadInput, NotFound, one_line, sha256
 from ..core.tensors import read_tensor, tensor_places
 from .rows import bit_sums, finite_rows
 from .shards import check_shard
@@ -78,4 +78,4 @@ def find_damage(
     for s in man['shards']:
         if s['rows']: bad += _shard_damage(path, s, man, row, n_items)
         row += s['rows']
-    return bad
+    return list(map(one_line, bad)) # names of files may hold line breaks
