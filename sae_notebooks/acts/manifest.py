@@ -130,6 +130,12 @@ def read_counts(
     words = [(w,n) for s in shards for w,n in s.get('read',{}).items()]
     return {w:sum(n for v,n in words if v==w) for w in dict(words)}
 
+# %% ../../nbs/acts/25_manifest.ipynb #517e5001
+def _sites(path, shards): # site -> width, the same in all shards that have rows
+    each = [s['d_in'] for s in shards if s['rows']]
+    if each[0] and all(e==each[0] for e in each): return each[0]
+    raise BadFile(path, f'its journal names no sites, or not the same for all shards: {each[:2]}')
+
 # %% ../../nbs/acts/25_manifest.ipynb #83d690ea
 def whole_manifest(
     path:str|Path,      # the store's folder
@@ -139,7 +145,7 @@ def whole_manifest(
     old:dict|None=None, # the manifest that is appended to
 )->dict:
     "What `store.json` will say."
-    sites = next(s['d_in'] for s in shards if s['rows'])
+    sites = _sites(path, shards)
     new = [{k:v for k,v in s.items() if k not in ('shard','d_in')} for s in shards]
     records = old['shards']+new if old else new
     tables = old['items']+[table] if old else [table]
@@ -211,6 +217,6 @@ def open_manifest(
     if not partial: raise BadInput(f'{path} is unfinished ({n} rows so far): run the same extraction again to complete '
                                    'it, or open it with partial=True')
     if not n: raise BadInput(f'{path} is unfinished and holds no rows yet')
-    sites = next(s['d_in'] for s in shards if s['rows'])
+    sites = _sites(path, shards)
     items = [dict(file='items.csv', rows=len(read_items(path/'items.csv')))]
     return dict(dtype=head['meta']['dtype'], sites=sites, n_rows=n, meta=head['meta'], shards=shards, items=items)
