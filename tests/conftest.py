@@ -1,5 +1,5 @@
 "Tests run offline, in one thread, and skip the browser where there is none"
-import os, shutil
+import os, random, shutil, sys
 for k,v in dict(HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1', HF_DATASETS_OFFLINE='1', OMP_NUM_THREADS='1', MKL_NUM_THREADS='1',
                 TOKENIZERS_PARALLELISM='false', MPLBACKEND='agg').items(): os.environ.setdefault(k, v)
 
@@ -29,6 +29,7 @@ def browser():
 
 @pytest.fixture(autouse=True)
 def seeded():
-    "What fails once fails again"
-    import numpy, random, torch
-    random.seed(0); numpy.random.seed(0); torch.manual_seed(0)
+    "What fails once fails again; torch and NumPy where the tests of a file use them"
+    random.seed(0)
+    if 'numpy' in sys.modules: sys.modules['numpy'].random.seed(0)
+    if 'torch' in sys.modules: sys.modules['torch'].manual_seed(0)

@@ -212,21 +212,28 @@ def test_the_three_lines_of_the_page(tmp_path):
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
-def test_memory_of_an_extraction_does_not_grow_with_the_data(tmp_path):
-    code = '''
-import sys, resource, torch
+TOY = '''
+import sys, torch
 from torch import nn
 from sae_notebooks.models.backbone import Backbone, Batch
-from sae_notebooks import extract, ActStore, Shuffled
+from sae_notebooks import extract
 class Toy(Backbone):
     point = '0'
     def prepare(self, items): return Batch(dict(x=torch.stack(items).flatten(1)))
     def forward(self, batch): return self.net(batch.inputs['x'])
+def toy(side, d): torch.manual_seed(0); return Toy(nn.Sequential(nn.Linear(3*side**2,d)), 'toy')
 class Pixels:
+    "As many images as the second argument says"
+    def __init__(self, side): self.side = side
     def __len__(self): return int(sys.argv[2])
-    def __getitem__(self, i): return torch.full((3,8,8), i%97/97.)
-torch.manual_seed(0)
-s = extract(Toy(nn.Sequential(nn.Linear(192,8192)), 'toy'), Pixels(), sys.argv[1], batch_size=64, shard_items=250, progress=False) # small files: how many are under way is a matter of timing
+    def __getitem__(self, i): return torch.full((3,self.side,self.side), i%97/97.)
+'''
+
+def test_memory_of_an_extraction_does_not_grow_with_the_data(tmp_path):
+    code = TOY+'''
+import resource
+from sae_notebooks import Shuffled
+s = extract(toy(8, 8192), Pixels(8), sys.argv[1], batch_size=64, shard_items=250, progress=False) # small files: how many are under way is a matter of timing
 stream = Shuffled(s, 512)
 for i in range(100): stream[i]
 try: peak = int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])/1024 # not what the parent process had
@@ -239,20 +246,10 @@ print(peak, s.man['n_rows']*2*8192/2**20)
 
 def test_an_item_takes_little_memory(tmp_path):
     "Python's and NumPy's own count: a hundred bytes an item for its table, where all that was asked for each was once kept, 1900"
-    code = '''
-import sys, tracemalloc, torch
-from torch import nn
-from sae_notebooks.models.backbone import Backbone, Batch
-from sae_notebooks import extract
-class Toy(Backbone):
-    point = '0'
-    def prepare(self, items): return Batch(dict(x=torch.stack(items).flatten(1)))
-    def forward(self, batch): return self.net(batch.inputs['x'])
-class Pixels:
-    def __len__(self): return int(sys.argv[2])
-    def __getitem__(self, i): return torch.full((3,4,4), i%97/97.)
-torch.manual_seed(0); toy = Toy(nn.Sequential(nn.Linear(48,8)), 'toy'); tracemalloc.start()
-extract(toy, Pixels(), sys.argv[1], batch_size=256, shard_items=1000, progress=False)
+    code = TOY+'''
+import tracemalloc
+toy = toy(4, 8); tracemalloc.start()
+extract(toy, Pixels(4), sys.argv[1], batch_size=256, shard_items=1000, progress=False)
 print(tracemalloc.get_traced_memory()[1])
 '''
     few,many = (int(python(code, tmp_path/str(n), n)) for n in (2000,8000))

@@ -134,7 +134,8 @@ def read_counts(
 def _sites(path, shards): # site -> width, the same in all shards that have rows
     each = [s['d_in'] for s in shards if s['rows']]
     if each[0] and all(e==each[0] for e in each): return each[0]
-    raise BadFile(path, f'its journal names no sites, or not the same for all shards: {each[:2]}')
+    wrong = f'its journal names no sites, or not the same for all shards ({each[:2]})'
+    raise BadFile(path, f'{wrong}: extract into another folder')
 
 # %% ../../nbs/acts/25_manifest.ipynb #83d690ea
 def whole_manifest(

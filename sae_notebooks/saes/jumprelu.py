@@ -73,7 +73,8 @@ class JumpReLUSAE(SAE):
         if penalty not in ('step','tanh'): raise BadInput(f'penalty must be step or tanh, not {penalty!r}')
         if not band>0: raise BadInput(f'band must be above 0, not {band}')
         threshold = float(self.cfg['threshold'])
-        if not abs(threshold)<1e38: raise BadInput(f'threshold must be finite in float32, not {threshold}')
+        largest = torch.finfo(torch.float32).max
+        if not abs(threshold)<=largest: raise BadInput(f'threshold must be finite in float32, not {threshold}')
         self.threshold = nn.Parameter(torch.full((self.d_sae,), threshold))
 
     def weight(self): return 1. if self.cfg['l0'] is None and self.cfg['target_l0'] else super().weight()
