@@ -88,10 +88,23 @@ def _read(csv):
     t = read_table(csv, types=dict.fromkeys(_texts, str), index_col=0)
     return check_columns(t, {c:float for c in t if _is_number(c)}, csv)
 
+# %% ../../nbs/metrics/80_report.ipynb #70539738
+_bounds = dict(support=(0,1e15), density=(0,1), ms=(-1e9,1e9))
+
+def _in_bounds(t, csv):
+    "See that intervals have two ends, and that what is drawn can be drawn."
+    for c in [str(c) for c in t if str(c).endswith(('_lo','_hi'))]:
+        other = c[:-2]+('hi' if c.endswith('lo') else 'lo')
+        if other not in t: raise BadFile(csv, f'holds {c} and no {other}')
+    for c,(lo,hi) in _bounds.items():
+        out = t[c][(t[c]<lo)|(t[c]>hi)] if c in t else ()
+        if len(out): raise BadFile(csv, f'column {c}: {out.iloc[0]:g} is not between {lo:g} and {hi:g}')
+    return t
+
 # %% ../../nbs/metrics/80_report.ipynb #43526867
 def _features(csv):
     "The table of features, numbered by whole numbers, each once."
-    t = _read(csv).rename_axis('feature')
+    t = _in_bounds(_read(csv).rename_axis('feature'), csv)
     sound = not len(t) or pd.api.types.is_integer_dtype(t.index) and t.index.is_unique and t.index.min()>=0
     if not sound: raise BadFile(csv, 'features are not numbered, each once, by its first column')
     for c in t.columns.intersection(_texts): t[c] = t[c].fillna('').astype(str)

@@ -32,7 +32,8 @@ def _whole(report):
     shown = 'images items dead dense undefined l0 floor model point evaluator'.split(),('ms','q','support','density')
     if lost := [k for ks,there in zip(shown, (report.summary,report.features)) for k in ks if k not in there]:
         raise BadInput(f'the report has no {lost[0]!r}: a card is made of what `measure` gives')
-    return report
+    if 'star@1' in report.tables.get('fms', ['star@1']): return report
+    raise BadInput("the report's table fms has no 'star@1': a card is made of what `measure` gives")
 
 # %% ../../nbs/viz/40_card.ipynb #3e75be9d
 def _items(s):
@@ -199,7 +200,7 @@ def report_card(
     **options,              # fields of `PageOptions`: title, intro, sort_by, n_each …
 )->Path:
     "One self-contained HTML page of a report. Raises `BadInput` before anything is written."
-    f,sort_by = report.features,options.get('sort_by', PageOptions.sort_by)
+    f,sort_by = _whole(report).features,options.get('sort_by', PageOptions.sort_by)
     caption = caption or getattr(image, 'caption', None)
     image = measured_images(report, image, allow_other)
     if sort_by not in f: raise BadInput(f'the report has no column {sort_by!r} to sort by; it has {list(f)}')
