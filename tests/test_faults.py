@@ -139,7 +139,7 @@ loop.train(x, arch, out, sae_options=dict(d_sae=128,k=3), steps=300, batch_size=
 
 @pytest.mark.parametrize('times', [4,pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_steps(tmp_path, times):
-    "New steps each time: final weights and history are those of a run that nobody killed"
+    "At steps drawn at random: final weights and history are those of a run that nobody killed"
     arch = random.choice(['topk','batchtopk','matryoshka'])
     go = lambda name,at: subprocess.run(**command([tmp_path/name,arch,at], KILLED), capture_output=True, timeout=300)
     at = sorted(random.sample(range(300),times)); print(arch, at)

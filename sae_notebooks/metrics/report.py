@@ -26,6 +26,18 @@ from .contexts import Contexts
 # %% ../../nbs/metrics/80_report.ipynb #44335380
 def _three(v): return 'undefined' if v is None else f'{v:.3f}'
 
+# %% ../../nbs/metrics/80_report.ipynb #70539738
+_bounds = dict(support=(0,1e15), density=(0,1), ms=(-1e9,1e9))
+
+def _in_bounds(t, csv):
+    "See that what is drawn can be drawn."
+    for c,(lo,hi) in _bounds.items():
+        if c not in t: continue
+        v = pd.to_numeric(t[c], errors='coerce')
+        out = v[(v<lo)|(v>hi)]
+        if len(out): raise BadFile(csv, f'column {c}: {out.iloc[0]:g} is not between {lo:g} and {hi:g}')
+    return t
+
 # %% ../../nbs/metrics/80_report.ipynb #077dbff5
 @dataclass
 class FeatureReport:
@@ -49,7 +61,7 @@ class FeatureReport:
     def save(self, path:str|Path, overwrite:bool=False)->Path: # a folder; replace another report that is there
         "Write tables, examples, codes and their hashes, all or none. Raises `BadInput` where something else is."
         from safetensors.numpy import save_file
-        tables = dict(report=self.features, **{f'table_{nm}':t for nm,t in self.tables.items()})
+        tables = dict(report=_in_bounds(self.features, path), **{f'table_{nm}':t for nm,t in self.tables.items()})
         arrays = _arrays(self)
         names = [f'{nm}.csv' for nm in tables]+[f'{nm}.safetensors' for nm in arrays]
         old = 'table_*.csv','codes.safetensors','contexts.safetensors'
@@ -87,19 +99,6 @@ def _is_number(column): # its name says so, also with the name of a judge
 def _read(csv):
     t = read_table(csv, types=dict.fromkeys(_texts, str), index_col=0)
     return check_columns(t, {c:float for c in t if _is_number(c)}, csv)
-
-# %% ../../nbs/metrics/80_report.ipynb #70539738
-_bounds = dict(support=(0,1e15), density=(0,1), ms=(-1e9,1e9))
-
-def _in_bounds(t, csv):
-    "See that intervals have two ends, and that what is drawn can be drawn."
-    for c in [str(c) for c in t if str(c).endswith(('_lo','_hi'))]:
-        other = c[:-2]+('hi' if c.endswith('lo') else 'lo')
-        if other not in t: raise BadFile(csv, f'holds {c} and no {other}')
-    for c,(lo,hi) in _bounds.items():
-        out = t[c][(t[c]<lo)|(t[c]>hi)] if c in t else ()
-        if len(out): raise BadFile(csv, f'column {c}: {out.iloc[0]:g} is not between {lo:g} and {hi:g}')
-    return t
 
 # %% ../../nbs/metrics/80_report.ipynb #43526867
 def _features(csv):

@@ -294,8 +294,8 @@ def _number(v):
 
 def _interval(r, c):
     c = c.removesuffix('_auroc') # name_auroc lies between name_lo and name_hi
-    ends = [r.get(f'{c}_{end}') for end in ('lo','hi')]
-    return '' if pd.isna(pd.Series(ends, dtype=float)).any() else f' ({ends[0]:.3g} to {ends[1]:.3g})'
+    lo,hi = (r.get(f'{c}_{end}', np.nan) for end in ('lo','hi'))
+    return '' if pd.isna(lo) or pd.isna(hi) else f' ({lo:.3g} to {hi:.3g})'
 
 # %% ../../nbs/viz/20_browser.ipynb #4b091e75
 def _tokens(pairs, most=None):
