@@ -27,6 +27,9 @@ from .contexts import Contexts
 def _three(v): return 'undefined' if v is None else f'{v:.3f}'
 
 # %% ../../nbs/metrics/80_report.ipynb #70539738
+def _finite(items, acts, path): # an item's activation is drawn
+    if not np.isfinite(acts[items>=0]).all(): raise BadFile(path, 'acts holds NaN or infinite numbers')
+
 _bounds = dict(support=(0,1e15), density=(0,1), ms=(-1e9,1e9))
 
 def _in_bounds(t, csv):
@@ -62,6 +65,7 @@ class FeatureReport:
         "Write tables, examples, codes and their hashes, all or none. Raises `BadInput` where something else is."
         from safetensors.numpy import save_file
         tables = dict(report=_in_bounds(self.features, path), **{f'table_{nm}':t for nm,t in self.tables.items()})
+        _finite(self.top_items, self.top_acts, path)
         arrays = _arrays(self)
         names = [f'{nm}.csv' for nm in tables]+[f'{nm}.safetensors' for nm in arrays]
         old = 'table_*.csv','codes.safetensors','contexts.safetensors'
@@ -145,6 +149,7 @@ def _examples(path, n):
     of,draws = len(t['items']),{k.removeprefix('draws/'):v for k,v in t.items() if k.startswith('draws/')}
     if t['items'].shape!=t['acts'].shape: raise BadFile(path, 'items and acts are not of one shape')
     if of!=n: raise BadInput(f'{path.parent}: report.csv has {n} features, examples.safetensors {of}')
+    _finite(t['items'], t['acts'], path)
     return t['items'],t['acts'],draws
 
 # %% ../../nbs/metrics/80_report.ipynb #b4778155
@@ -163,7 +168,8 @@ def _contexts(path, n, codes):
     t = Contexts(**_arrays_of(path, dict(ptr=('i',1), span=('i',2), act=('f',1), peak=('i',2))))
     rising = len(t.ptr)==n+1 and t.ptr[0]==0 and (np.diff(t.ptr)>=0).all() and t.ptr[-1]==len(t.span)==len(t.act)
     many = 0 if codes is None else len(codes.idx)
-    if rising and t.span.shape[1]==t.peak.shape[1]==2 and len(t.peak)==many: return t
+    whole = t.span.shape[1]==t.peak.shape[1]==2 and len(t.peak)==many and np.isfinite(t.act).all()
+    if rising and whole: return t
     raise BadFile(path, 'does not fit to the features, texts and codes of the report')
 
 # %% ../../nbs/metrics/80_report.ipynb #8be1c0a1
