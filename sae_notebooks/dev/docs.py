@@ -152,14 +152,17 @@ _config = dict(NbConvertBase=dict(display_data_priority=_forms),
                ExtractOutputPreprocessor=dict(enabled=True,
                    output_filename_template='fig-{cell_index}-{index}{extension}'))
 
+@cache
+def _exporter(): # its templates are compiled once
+    from nbconvert import MarkdownExporter
+    return MarkdownExporter(config=_config, raw_template=_template, filters=_filters)
+
 def nb_md(
     nb,   # a notebook node
     save, # stores the bytes of a figure: (file name, bytes) -> address to link to
 )->str:   # Markdown
     "A notebook as pandoc Markdown."
-    from nbconvert import MarkdownExporter
-    exporter = MarkdownExporter(config=_config, raw_template=_template, filters=_filters)
-    md,more = exporter.from_notebook_node(_prepared(nb))
+    md,more = _exporter().from_notebook_node(_prepared(nb))
     for name,raw in more.get('outputs',{}).items(): md = md.replace(f']({name})', f']({save(name, raw)})')
     md = re.sub(r'\n{3,}', '\n\n', md).strip()
     return _fenced.sub(lambda m: _linked.sub(r'\1', m[0]), md)
