@@ -62,7 +62,8 @@ class FeatureReport:
                 f'mean MS {_three(s.get("ms"))} (floor {_three(s.get("floor"))}){rows}')
 
     def save(self, path:str|Path, overwrite:bool=False)->Path: # a folder; replace another report that is there
-        "Write tables, examples, codes and their hashes, all or none. Raises `BadInput` where something else is."
+        """Write tables, examples, codes and their hashes, all or none. Raises `BadInput` where something else is, and
+        for an infinite score, an activation that is not finite, or a density beyond 1: it could not be opened again."""
         from safetensors.numpy import save_file
         tables = dict(report=_in_bounds(self.features, path), **{f'table_{nm}':t for nm,t in self.tables.items()})
         _finite(self.top_items, self.top_acts, path)
