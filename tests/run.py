@@ -4,8 +4,9 @@
     python tests/run.py --slow [words]    the cells marked `#| slow` and the tests marked slow, which the rest leaves out: coverage of intervals, speed,
                                           long runs of fuzzing and of kills, measuring 200,000 rows
 """
-import json, os, re, subprocess, sys, time
+import atexit, json, multiprocessing, os, re, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,13 +14,14 @@ root = Path(__file__).resolve().parent.parent
 bin_,runs = Path(sys.executable).parent,root/'_runs'
 workers,nb_limit,pytest_limit,slow_limit = 2,900,3000,5400          # seconds
 beside = [f'test_{n}.py' for n in 'docs faults hygiene store provenance kept kills bombs texts arguments prose plain_install newcomer reading '
-                                   'fuzz assets interop scale distributed paper_scale paper_scale_medsae'.split()]
+                                   'fuzz assets interop naming servers scale distributed paper_scale paper_scale_medsae'.split()]
 
 def env(at_once=1):
     threads = str(max(1, (os.cpu_count() or 1)//at_once))      # processes that run side by side share the cores
     return {**dict.fromkeys(['OMP_NUM_THREADS','MKL_NUM_THREADS'], threads), 'HF_HUB_OFFLINE':'1', 'TRANSFORMERS_OFFLINE':'1',
             'TQDM_DISABLE':'1', 'MPLBACKEND':'agg', **os.environ}
 
+forks = multiprocessing.get_context('forkserver')
 # glibc gives every large tensor back to the system and asks for it again: a third of the time of an image model on a CPU
 keep_memory = dict(MALLOC_MMAP_THRESHOLD_=str(2**32), MALLOC_TRIM_THRESHOLD_=str(2**32))
 
@@ -43,6 +45,35 @@ def call(cmd, limit, at_once=workers, **more):
     except subprocess.TimeoutExpired as e: return 124, f'stopped after {limit} s\n{(e.stdout or b"")[-2000:]}'
     return r.returncode, r.stdout+r.stderr
 
+def test_page(path, said):
+    "In a process of its own: what nbdev_test does with an API notebook; what it prints goes into a file"
+    fd = os.open(said, os.O_WRONLY|os.O_CREAT|os.O_TRUNC)
+    for std in (1,2): os.dup2(fd, std)
+    os.chdir(root)
+    from nbdev.config import get_config
+    from nbdev.test import test_nb
+    try: passed,_ = test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=root)
+    finally: atexit._run_exitfuncs(); sys.stdout.flush(); sys.stderr.flush()
+    sys.exit(not passed)
+
+def call_forked(path, limit):
+    "As `call` of nbdev_test, in a fork of a process that has imported `warm` already: that is the greater part of a short page"
+    said = runs/f'{path.parent.name}-{path.stem}.txt'
+    p = forks.Process(target=test_page, args=(path,said))
+    p.start()
+    p.join(limit)
+    if p.exitcode is None: p.kill(); return 124,f'stopped after {limit} s\n{said.read_text(errors="replace")[-2000:]}'
+    return p.exitcode,said.read_text(errors='replace') if said.exists() else ''
+
+def start_forks():
+    "The process that forks come from, with the surroundings that tests have"
+    before = dict(os.environ)
+    paths = [str(root),*filter(None, [os.environ.get('PYTHONPATH')])]
+    os.environ.update(keep_memory|env(workers)|dict(PYTHONPATH=os.pathsep.join(paths)))
+    forks.set_forkserver_preload(['tests.warm'])
+    try: forkserver.ensure_running()
+    finally: os.environ.clear(); os.environ.update(before)
+
 def counts(xml, status):
     "(passed, failed, skipped) of a run of pytest, from its own record"
     if not xml.exists(): return 0,1,0
@@ -60,7 +91,7 @@ def job(path):
     t,xml = time.perf_counter(),runs/f'{path.parent.name}-{path.stem}.xml'
     if path.suffix=='.py': status,said = call(pytest_cmd(xml, '-m', 'not slow', str(path)), nb_limit); n = counts(xml, status)
     elif path in narrative_notebooks(): status,said = call(pytest_cmd(xml, f'tests/test_notebooks.py::test_runs[{path.relative_to(root/"nbs").as_posix()}]'), nb_limit, **keep_memory); n = counts(xml, status)
-    else: status,said = call([str(bin_/'nbdev_test'),'--path',str(path),'--n_workers','0'], nb_limit, **keep_memory); n = (int(not status),int(status!=0),0)
+    else: status,said = call_forked(path, nb_limit); n = (int(not status),int(status!=0),0)
     print(f'{"failed" if n[1] else "ok":6} {time.perf_counter()-t:6.1f} s  {path.relative_to(root)}', flush=True)
     if n[1]: print(said.strip()[-6000:], flush=True)
     return n
@@ -104,6 +135,7 @@ def main(words):
     runs.mkdir(exist_ok=True)
     if words[:1]==['--slow']: return thorough(words[1:])
     jobs = [*narrative_notebooks(),*(root/'tests'/f for f in beside),*api_notebooks()] if not words else [p for p in api_notebooks() if any(w in str(p.relative_to(root)) for w in words)]
+    start_forks()
     with ThreadPoolExecutor(workers) as pool: done = list(pool.map(job, jobs))
     return summarise([*done, test_pytest(words)])
 
