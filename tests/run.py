@@ -4,9 +4,9 @@
     python tests/run.py --slow [words]    the cells marked `#| slow` and the tests marked slow, which the rest leaves out: coverage of intervals, speed,
                                           long runs of fuzzing and of kills, measuring 200,000 rows
 """
-import atexit, json, multiprocessing, os, re, subprocess, sys, time
+import atexit, json, multiprocessing, os, re, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -56,14 +56,18 @@ def test_page(path, said):
     finally: atexit._run_exitfuncs(); sys.stdout.flush(); sys.stderr.flush()
     sys.exit(not passed)
 
+one = threading.Lock()   # a child's end can be read once
+def _ended(p):
+    with one: return p.exitcode
+
 def call_forked(path, limit):
     "As `call` of nbdev_test, in a fork of a process that has imported `warm` already: that is the greater part of a short page"
     said = runs/f'{path.parent.name}-{path.stem}.txt'
-    p = forks.Process(target=test_page, args=(path,said))
-    p.start()
-    p.join(limit)
-    if p.exitcode is None: p.kill(); return 124,f'stopped after {limit} s\n{said.read_text(errors="replace")[-2000:]}'
-    return p.exitcode,said.read_text(errors='replace') if said.exists() else ''
+    p,end = forks.Process(target=test_page, args=(path,said)),time.monotonic()+limit
+    with one: p.start()                                       # which also asks after all other children
+    while (code := _ended(p)) is None and time.monotonic()<end: connection.wait([p.sentinel], timeout=end-time.monotonic())
+    if code is None: p.kill(); return 124,f'stopped after {limit} s\n{said.read_text(errors="replace")[-2000:]}'
+    return code,said.read_text(errors='replace') if said.exists() else ''
 
 def start_forks():
     "The process that forks come from, with the surroundings that tests have"
