@@ -45,8 +45,10 @@ def call(cmd, limit, at_once=workers, **more):
     except subprocess.TimeoutExpired as e: return 124, f'stopped after {limit} s\n{(e.stdout or b"")[-2000:]}'
     return r.returncode, r.stdout+r.stderr
 
-def test_page(path, said):
+def test_page(path, said, paths):
     "In a process of its own: what nbdev_test does with an API notebook; what it prints goes into a file"
+    if paths is None: os.environ.pop('PYTHONPATH', None)
+    else: os.environ['PYTHONPATH'] = paths
     fd = os.open(said, os.O_WRONLY|os.O_CREAT|os.O_TRUNC)
     for std in (1,2): os.dup2(fd, std)
     os.chdir(root)
@@ -63,11 +65,13 @@ def _ended(p):
 def call_forked(path, limit):
     "As `call` of nbdev_test, in a fork of a process that has imported `warm` already: that is the greater part of a short page"
     said = runs/f'{path.parent.name}-{path.stem}.txt'
-    p,end = forks.Process(target=test_page, args=(path,said)),time.monotonic()+limit
+    said.unlink(missing_ok=True)
+    p,end = forks.Process(target=test_page, args=(path,said,os.environ.get('PYTHONPATH'))),time.monotonic()+limit
     with one: p.start()                                       # which also asks after all other children
     while (code := _ended(p)) is None and time.monotonic()<end: connection.wait([p.sentinel], timeout=end-time.monotonic())
-    if code is None: p.kill(); return 124,f'stopped after {limit} s\n{said.read_text(errors="replace")[-2000:]}'
-    return code,said.read_text(errors='replace') if said.exists() else ''
+    printed = said.read_text(errors='replace') if said.exists() else 'it ended before it printed anything'
+    if code is None: p.kill(); return 124,f'stopped after {limit} s\n{printed[-2000:]}'
+    return code,printed
 
 def start_forks():
     "The process that forks come from, with the surroundings that tests have"

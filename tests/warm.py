@@ -1,5 +1,3 @@
-"What most pages import: imported once by `run.py`, whose processes for pages are forked from there"
-import IPython, matplotlib.pyplot, nbdev.test, pandas, scipy.stats, sklearn.linear_model, torch, torch.nn.functional
-from sae_notebooks.core.compat import import_torchvision
-import_torchvision()
-import transformers.models.auto.modeling_auto, transformers.models.clip.modeling_clip, transformers.models.llama.modeling_llama
+"""What nearly every page imports: imported once by `run.py`, whose processes for pages are forked from there. Only what no page has to import in an order of its
+own: a page that takes transformers before torchvision is seen to must fail here as it fails in Jupyter."""
+import IPython, matplotlib.pyplot, nbdev.test, pandas, torch
