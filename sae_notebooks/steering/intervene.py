@@ -48,7 +48,7 @@ class Intervention:
     op:str                           # one of by_feature and by_direction
     features:tuple=()                # numbers of features of the SAE
     directions:tuple|None=None       # instead of features: rows of d_in numbers
-    strength:float|tuple|None=None   # one, or one for each row of the batch
+    strength:float|tuple|None=None   # one, or one for each row of the batch, where None leaves a row alone
     unit:str='contribution'          # of the strength: one of units
     where:str='all'                  # positions: one of WHERES
     when:tuple|None=None             # (feature, value): only where this feature is above it
@@ -128,7 +128,7 @@ def _check_what(iv):
 # %% ../../nbs/steering/15_intervene.ipynb #5ed90db0
 def _check_numbers(iv):
     v = iv.strength
-    odd = [x for x in (v if isinstance(v,tuple) else () if v is None else (v,)) if not _number(x)]
+    odd = [x for x in (v if isinstance(v,tuple) else (v,)) if x is not None and not _number(x)]
     if odd: raise BadInput(f'strength must be a finite number, or one for each row of the batch, not {odd[0]!r}')
     if v==(): raise BadInput('strength is an empty list: give a number, or one for each row of the batch')
     if iv.when is not None and not (len(iv.when)==2 and _index(iv.when[0]) and _number(iv.when[1])):
@@ -367,23 +367,33 @@ class _AtPoint:
     def __init__(self, model, seen, iv, sae, mask, prompt):
         self.model,self.seen,self.iv,self.mask,self.prompt = model,seen,iv,mask,prompt
         self.edit,self.moves = RowEdit(iv, sae),Moves()
-        self.each = torch.tensor(iv.strength) if isinstance(iv.strength, tuple) else None
+        v = iv.strength if isinstance(iv.strength, tuple) else ()
+        self.each,self.on = torch.tensor([x or 0. for x in v]),torch.tensor([x is not None for x in v])
 
+    def for_rows(self, t, n): # beams repeat each row of the batch
+        if n%len(t): raise BadInput(f'{len(t)} strengths for a batch of {n}: give one for each row')
+        return t.repeat_interleave(n//len(t))[:,None]
     def strengths(self, n, positions, at):
         "A strength for each row that is edited; None: they share one."
-        if self.each is None: return None
-        if n%len(self.each): raise BadInput(f'{len(self.each)} strengths for a batch of {n}: give one for each row')
-        v = self.each.repeat_interleave(n//len(self.each))[:,None].expand(n,positions)
+        if not len(self.each): return None
+        v = self.for_rows(self.each, n).expand(n,positions)
         return v.reshape(-1) if at is True else v[at]
+    def positions(self, seq):
+        "Which positions are edited now, bool (n, positions); True: all, False: none."
+        s,iv = self.seen,self.iv
+        at = positions_to_edit(self.model, s, iv.point, seq.shape, iv.where, iv.special, self.mask, self.prompt)
+        if at is not False and not self.on.all():
+            at = self.for_rows(self.on, len(seq))&(torch.ones(seq.shape[:2], dtype=torch.bool) if at is True else at)
+        if isinstance(at, bool): return at
+        return at.any().item() and (at.all().item() or at)
 
     def __call__(self, act):
         "The activation with its rows edited."
-        seq,iv = self.checked(act),self.iv
+        seq = self.checked(act)
         n,positions,d = seq.shape
         self.moves.passes += 1
-        at = positions_to_edit(self.model, self.seen, iv.point, seq.shape, iv.where, iv.special, self.mask, self.prompt)
-        if at is not True and (at is False or not at.any()): return act
-        if at is not True and at.all(): at = True
+        at = self.positions(seq)
+        if at is False: return act
         rows = seq.reshape(-1,d) if at is True else take_rows(act, at)
         v = self.strengths(n, positions, at)
         new,touched = self.edit(rows, v)
