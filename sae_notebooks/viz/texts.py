@@ -43,12 +43,13 @@ def visible(
 def text_html(
     parts:list,           # (text, activation), in order
     most:float|None=None, # the activation that is reddest; None: the largest here
+    numbers:bool=True,    # say the activation when pointed at
 )->str:                   # HTML
     "A text, its tokens the redder the more active."
     most = most or max([a for _,a in parts if a>0]+[1e-9])
     def ground(a): return f'rgba(213,94,0,{min(max(a,0)/most,1):.2f})' if a==a else 'none'
     def span(t, a):
-        said = f' title="{a:.3g}"' if a>0 else ''
+        said = f' title="{a:.3g}"' if numbers and a>0 else ''
         return f'<span style="background:{ground(a)}"{said}>{html.escape(visible(t))}</span>'
     return f'<bdi dir="auto" style="overflow-wrap:anywhere">{"".join(span(t,a) for t,a in parts)}</bdi>'
 
