@@ -91,7 +91,8 @@ def _arrays(r):
     return out|dict(codes=dict(row_ptr=ptr.numpy(), idx=idx.numpy(), val=val.numpy(), item=np.asarray(r.item,np.int64)))
 
 # %% ../../nbs/metrics/80_report.ipynb #bac2f290
-_texts = ['label','best_label','reason','concept','name','names','description','status','why','note','token','tokens']
+_texts = ['label','best_label','reason','concept','name','names','description','status','why','note','token','tokens',
+          'promotes','side']
 
 _numbers = '''support density ms ms_all lift n_images n_eff z p q p_given q_given purity label_share max_act copies
 auroc auroc_null auroc_p corr corr_null corr_p

@@ -27,6 +27,7 @@ from ..metrics.contexts import pieces
 from ..metrics.report import FeatureReport, measured_images
 from .figures import thumbnail
 from .scores import sorting_column
+from .texts import places_html, promoted_html, text_html, visible, whole_html
 
 # %% ../../nbs/viz/20_browser.ipynb #7180d420
 _allowed = (ast.Expression, ast.Name, ast.Constant, ast.expr_context, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop,
@@ -217,17 +218,34 @@ class FeatureBrowser:
     def title(self, k:int)->str: # a feature
         "Number and name; a name that could not be tested says so."
         name,label,status = (self.table.loc[k].get(c,'') or '' for c in ('name','label','status'))
-        return f'{k}  {name}'+' (untested)'*(status=='untested') if name else f'{k}  ({label})' if label else str(k)
+        said = f'{k}  {name}'+' (untested)'*(status=='untested') if name else f'{k}  ({label})' if label else str(k)
+        return visible(said)
 
     def examples(self, k:int, m:int=9)->list: # a feature; how many: (item, activation)
         "The items where it is strongest."
         i = self._position(k)
         return [(int(t),float(a)) for t,a in zip(self.report.top_items[i][:m], self.report.top_acts[i]) if t>=0]
 
-    def passage(self, k:int, j:int, text:str)->list: # a feature; rank of an example; the example: (text, activation)
-        "A text in stretches, with the activation of each where the report knows it."
+    def passage(self, k:int, j:int, text:str, most:int=200)->list: # a feature; rank of an example; the example; letters
+        "A text, or the part of it around its strongest token, in stretches of (text, activation)."
         c,m = self.report.contexts,self.report.top_items.shape[1]
-        return pieces(text, *(c.of(self._position(k), j, m) if c is not None else ()))
+        return pieces(text, *(c.of(self._position(k), j, m) if c is not None else ()), most=most)
+
+    def _table(self, name, k): # the rows of a feature in a table of the report
+        t = self.report.tables.get(name)
+        self._position(k)
+        return pd.DataFrame() if t is None else t[t.feature==k]
+    def written(self, k:int)->pd.DataFrame: # a feature: side (promoted, suppressed), token, logit
+        "The tokens that it promotes and suppresses, where the report knows them."
+        return self._table('promoted', k)
+    def places(self, k:int)->list: # a feature: (places in words, share of their tokens)
+        "How often it is on, by place in the text."
+        t = self._table('places', k)
+        return [] if t.empty else [(c,float(v)) for c,v in t.iloc[0].items() if c!='feature']
+    def near_misses(self, k:int)->list: # a feature: (item, characters of the token, pre-activation)
+        "The texts on which it is only just not on."
+        t = self._table('near', k)
+        return [(int(r.item),(int(r.start),int(r.end)),float(r.pre)) for r in t.itertuples()] if len(t) else []
 
     def note(self, k:int, text:str): # a feature; what to say of it
         "Write something down about a feature; an empty text removes it. What others wrote stays."
@@ -297,14 +315,6 @@ def _interval(r, c):
     lo,hi = (r.get(f'{c}_{end}', np.nan) for end in ('lo','hi'))
     return '' if pd.isna(lo) or pd.isna(hi) else f' ({lo:.3g} to {hi:.3g})'
 
-# %% ../../nbs/viz/20_browser.ipynb #4b091e75
-def _tokens(pairs, most=None):
-    "Tokens, the redder the more active."
-    most = most or max([a for _,a in pairs]+[1e-9])
-    def colour(a): return f'rgba(213,94,0,{max(a,0)/most:.2f})'
-    def seen(t): return html.escape(t).replace('\n','↵ ')
-    return ''.join(f'<span style="background:{colour(a)}">{seen(t)}</span>' for t,a in pairs)
-
 # %% ../../nbs/viz/20_browser.ipynb #3bd43903
 def _overlaid(im, heat):
     "The image, paler where the feature is silent."
@@ -315,19 +325,40 @@ def _overlaid(im, heat):
     return Image.composite(im, Image.blend(im, Image.new('RGB', im.size, 'white'), .75), mask)
 
 # %% ../../nbs/viz/20_browser.ipynb #b8540e5c
+def _text(browser, k, j, text, most):
+    "The part of a text around its strongest token; the whole on demand."
+    whole = whole_html(browser.passage(k, j, text, len(text)), most) if len(text)>200 else ''
+    return text_html(browser.passage(k, j, text), most)+whole
+
+# %% ../../nbs/viz/20_browser.ipynb #48718225
 def _example(browser, item, share, k, thumb, heat, j=0, most=1.):
     "One item with a bar as long as its share of the strongest activation, `most`; the `j`-th of its feature."
-    said = html.escape(str(browser.caption(item)) if browser.caption else f'item {item}', quote=True)
+    said = html.escape(visible(str(browser.caption(item))) if browser.caption else f'item {item}', quote=True)
     bar = f'<div style="height:4px;width:{100*max(share,0):.0f}%;background:#0072b2"></div>'
     got = browser.heat(item, k) if heat and browser.heat else None
     x = None if isinstance(got, list) else browser.image(item)
     if x is None or isinstance(x, str):
-        text = _tokens(got) if x is None else _tokens(browser.passage(k, j, x), most)
+        text = text_html(got) if x is None else _text(browser, k, j, x, most)
         return f'<div style="max-width:40em" title="{said}">{text}{bar}</div>'
     src = image_uri(_overlaid(thumbnail(lambda _: x, item, thumb), got), quality=80)
     below = 'font-size:11px;overflow:hidden;white-space:nowrap;text-overflow:ellipsis'
     return (f'<div style="width:{thumb}px" title="{said}"><img alt="{said}" width="{thumb}" src="{src}">{bar}'
             f'<div style="{below}">{said}</div></div>')
+
+# %% ../../nbs/viz/20_browser.ipynb #b78dae2c
+def _near(browser, k):
+    "Texts on which the feature is only just not on, behind a line to click on."
+    misses = browser.near_misses(k) if browser.image else []
+    def line(item, span, pre):
+        text = browser.image(item)
+        if not isinstance(text, str): return ''
+        shown = text_html(pieces(text, [span], [.3]), 1., numbers=False)
+        return f'<div style="max-width:40em" title="pre-activation {pre:.3g}">{shown}</div>'
+    lines = ''.join(line(*m) for m in misses)
+    return f'<details><summary>texts on which it is only just not on</summary>{lines}</details>' if lines else ''
+
+def _of_texts(browser, k):
+    return _near(browser, k)+promoted_html(browser.written(k))+places_html(browser.places(k))
 
 # %% ../../nbs/viz/20_browser.ipynb #a8ea078e
 def _examples(browser, k, m, thumb, heat):
@@ -338,7 +369,7 @@ def _examples(browser, k, m, thumb, heat):
 
 # %% ../../nbs/viz/20_browser.ipynb #cd93f093
 def _neighbours(browser, k):
-    def line(i, name, v): return f'{i} {html.escape(str(name))[:40]} <span style="color:gray">{v:.2f}</span>'
+    def line(i, name, v): return f'{i} {html.escape(visible(str(name))[:40])} <span style="color:gray">{v:.2f}</span>'
     out = ''
     for title,t in (('nearest directions (cosine)',browser.nearest(k)),('active together (phi)',browser.together(k))):
         lines = '<br>'.join(line(i, name, v) for i,name,v in zip(t.index, t.name, t.iloc[:,-1]))
@@ -357,13 +388,14 @@ def feature_card(
     esc,r,numbers = html.escape,browser.table.loc[k],browser.numbers
     first = [c for c in ('ms','support','purity','lift','name_auroc','depth') if c in numbers]
     line = ' · '.join(f'{esc(c)} <b>{_number(r[c])}</b>{_interval(r, c)}' for c in first)
-    texts = ' · '.join(f'{esc(c)} <b>{esc(str(r[c]))}</b>' for c in browser.table if c not in numbers and str(r[c]))
+    words = [(c,visible(str(r[c]))) for c in browser.table if c not in numbers and str(r[c])]
+    texts = ' · '.join(f'{esc(c)} <b>{esc(said)}</b>' for c,said in words)
     rows = ''.join(f'<tr><td>{esc(c)}</td><td>{_number(r[c])}{_interval(r, c)}</td></tr>' for c in numbers
                    if not c.endswith(('_lo','_hi')))
     return (f'<div style="line-height:1.35"><h3 style="margin:.2em 0">{esc(browser.title(k))}</h3>'
             f'<p style="margin:.2em 0;font-size:12px">{line}</p>'
             f'<div style="display:flex;flex-wrap:wrap;gap:6px">{_examples(browser, k, m, thumb, heat)}</div>'
-            f'<p style="margin:.4em 0">{texts}</p>'
+            f'{_of_texts(browser, k)}<p style="margin:.4em 0">{texts}</p>'
             f'<details><summary>all scores</summary><table style="font-size:12px">{rows}</table></details>'
             f'<table style="font-size:12px"><tr>{_neighbours(browser, k)}</tr></table></div>')
 

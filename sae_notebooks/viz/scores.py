@@ -49,6 +49,7 @@ score_words |= {
     'status': 'what came of naming it: tested, untested, abstained or failed',
     'why': 'why it has no name, or why the name was not tested',
     'tokens': 'the tokens on which most of its activation falls, the first most of all',
+    'promotes': 'the tokens that its direction makes likeliest, through the unembedding',
     'note': 'what somebody wrote down about it'}
 _endings = {
     '_lo': 'lower end of the 95 % interval of ', '_hi': 'upper end of the 95 % interval of ',
