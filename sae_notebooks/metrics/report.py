@@ -17,7 +17,7 @@ import torch
 
 from ..core.tensors import read_tensor, tensor_places
 from ..core.codes import Codes, check_codes
-from ..core.data import content_key, image_getter
+from ..core.data import content_key, image_getter, sae_folder
 from ..core.files import BadFile, BadInput, NotFound, inside, read_json, room_for, write_json
 from ..core.folders import check_hashes, file_hashes, new_version, settle
 from ..core.readers import Count, check_columns, checked, read_table
@@ -183,10 +183,10 @@ def _older(s): # the number of tested names was written as 3.0
 
 # %% ../../nbs/metrics/80_report.ipynb #7b441c92
 def load_report(
-    path:str|Path, # a folder that FeatureReport.save wrote
+    path:str|Path, # a folder that FeatureReport.save wrote, or an embedded name
 )->FeatureReport:
     "A report from disk. Raises `NotFound` where there is none, `BadInput` where its files do not fit together."
-    path = settle(path)
+    path = settle(sae_folder(path,'report'))
     if not (path/'report.json').is_file(): raise NotFound(f'no feature report at {path} (no report.json there)')
     summary = checked(_older(read_json(path/'report.json')), Summary, path/'report.json')
     hashes,features = summary.pop('files',None),_features(path/'report.csv')
