@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['adding', 'NextToken', 'FitOfWords', 'changes', 'specificity', 'Effects', 'summarise', 'effects_of', 'empirical_p',
-           'final_norm', 'lens', 'input_score', 'output_score', 'peak_tokens', 'read_write_scores', 'target_batch',
-           'target_loss', 'edited_rows', 'effect_table', 'with_p', 'steerable_share']
+           'final_norm', 'lens', 'input_score', 'output_score', 'peak_tokens', 'edited_rows', 'read_write_scores',
+           'target_batch', 'target_loss', 'effect_table', 'with_p', 'steerable_share']
 
 # %% ../../nbs/steering/40_effects.ipynb #ecc50324
 from contextlib import contextmanager
@@ -157,7 +157,21 @@ def summarise(
         table['target'] = target.mean(1).numpy()
     return Effects(table, kl, target)
 
-# %% ../../nbs/steering/40_effects.ipynb #564b6178
+# %% ../../nbs/steering/40_effects.ipynb #d5085a5e
+def _check_vectors(vectors, items):
+    if not len(items): raise BadInput('there are no items to measure effects on')
+    if vectors.ndim!=2 or not len(vectors): raise BadInput(f'vectors must be (m, d_in), not {tuple(vectors.shape)}')
+    if not vectors.isfinite().all(): raise BadInput('a vector holds NaN or infinite numbers')
+
+# %% ../../nbs/steering/40_effects.ipynb #9160fe95
+def _targets(read, target, m):
+    "The number of a word for each vector; None where none is followed."
+    if target is None: return None
+    names = [target]*m if isinstance(target,str) else list(target)
+    if len(names)!=m: raise BadInput(f'{len(names)} targets for {m} vectors')
+    return torch.tensor([read.at(w) for w in names])
+
+# %% ../../nbs/steering/40_effects.ipynb #d36952d6
 def effects_of(
     model,          # a Backbone
     vectors:Tensor, # what is added, (m, d_in)
@@ -170,14 +184,8 @@ def effects_of(
     **options,      # rows, memory, progress of `changes`
 )->Effects:
     "What each of many vectors does. Raises `BadInput` for vectors of no width, or an empty list of items."
-    if not len(items): raise BadInput('there are no items to measure effects on')
-    if vectors.ndim!=2 or not len(vectors): raise BadInput(f'vectors must be (m, d_in), not {tuple(vectors.shape)}')
-    if not vectors.isfinite().all(): raise BadInput('a vector holds NaN or infinite numbers')
-    at = None
-    if target is not None:
-        names = [target]*len(vectors) if isinstance(target,str) else list(target)
-        if len(names)!=len(vectors): raise BadInput(f'{len(names)} targets for {len(vectors)} vectors')
-        at = torch.tensor([read.at(w) for w in names])
+    _check_vectors(vectors, items)
+    at = _targets(read, target, len(vectors))
     word,batch = getattr(read,'word',str),model.prepare(list(items))
     parts = [summarise(c.cpu(), b.cpu(), word, k, None if at is None else at[lo:lo+len(c)])
              for lo,c,b in changes(model, vectors, batch, read, point, rule, **options)]
@@ -266,7 +274,28 @@ def peak_tokens(
         if len(best)>50*k*len(features): best = _strongest(best, ['feature','item'], 2*k)
     return _strongest(best, ['feature','item'], k).reset_index(drop=True)
 
-# %% ../../nbs/steering/40_effects.ipynb #90e3c6fc
+# %% ../../nbs/steering/40_effects.ipynb #db101868
+@torch.no_grad()
+def edited_rows(
+    model,         # a Backbone
+    items,         # texts or images
+    point:str,     # a hook point
+    rule:str='all',# which positions
+)->Tensor:         # (rows, d_in)
+    "The rows that an edit would move."
+    batch = model.prepare(list(items))
+    with capture(model.net, point) as got: model.forward(batch)
+    return take_rows(got[point], row_mask(model, batch, point, got[point], rule, range(len(batch)))).float().cpu()
+
+# %% ../../nbs/steering/40_effects.ipynb #868ba50b
+def _largest_at(model, sae, prompt, point):
+    "The largest contribution of any feature at the last token of a prompt."
+    last = edited_rows(model, [prompt], point, 'last')
+    size = (sae.encode(last)[0]*sae.W_dec.norm(dim=1)).max().item()
+    if not size>0: raise BadInput(f'no feature is on at the last token of {prompt!r}: choose another prompt')
+    return size
+
+# %% ../../nbs/steering/40_effects.ipynb #a9840ccb
 @torch.no_grad()
 def read_write_scores(
     model,         # a LanguageModel
@@ -283,10 +312,7 @@ def read_write_scores(
     "Does a feature read what it promises, and does it write it?"
     point,features = _point(sae, point),_features(sae, features)
     D,batch,read = sae.W_dec[features].detach(),model.prepare([prompt]),NextToken(model)
-    with capture(model.net, point) as got: model.logits(batch)
-    last = take_rows(got[point], row_mask(model, batch, point, got[point], 'last', [0]))
-    raised = factor*(sae.encode(last.cpu())[0]*sae.W_dec.norm(dim=1)).max()
-    if not raised>0: raise BadInput(f'no feature is on at the last token of {prompt!r}: choose another prompt')
+    raised = factor*_largest_at(model, sae, prompt, point)
     top = lens(model, D).topk(k).indices.cpu()
     scores = [output_score((before+c)[:,0].softmax(-1).cpu(), top[lo:lo+len(c)]) for lo,c,before in
               changes(model, raised*F.normalize(D, dim=1), batch, read, point, 'last', **options)]
@@ -295,9 +321,8 @@ def read_write_scores(
     if store is None: return table
     own = peak_tokens(sae, store, features).groupby('feature').token.agg(list)
     own = [own.get(i,[]) for i in features.tolist()]
-    table['contexts'] = [len(p) for p in own]
-    table['input'] = [input_score(p, t) if len(p)>=least else np.nan for p,t in zip(own,top)]
-    return table
+    reads = [input_score(p, t) if len(p)>=least else np.nan for p,t in zip(own,top)]
+    return table.assign(contexts=[len(p) for p in own], input=reads)
 
 # %% ../../nbs/steering/40_effects.ipynb #ed3aa35d
 def _point(sae, point):
@@ -347,19 +372,6 @@ def target_loss(
     ours = (at>=begin[:,None])&(at<batch.lengths[:,None])
     return -(own*ours).sum(1)/ours.sum(1)
 
-# %% ../../nbs/steering/40_effects.ipynb #db101868
-@torch.no_grad()
-def edited_rows(
-    model,         # a Backbone
-    items,         # texts or images
-    point:str,     # a hook point
-    rule:str='all',# which positions
-)->Tensor:         # (rows, d_in)
-    "The rows that an edit would move."
-    batch = model.prepare(list(items))
-    with capture(model.net, point) as got: model.forward(batch)
-    return take_rows(got[point], row_mask(model, batch, point, got[point], rule, range(len(batch)))).float().cpu()
-
 # %% ../../nbs/steering/40_effects.ipynb #0c487f5f
 def effect_table(
     model,             # a Backbone
@@ -395,7 +407,14 @@ def _sizes(v, m):
         raise BadInput(f'contribution must be a finite number, or {m} of them, not {len(v)} values')
     return v.expand(m)
 
-# %% ../../nbs/steering/40_effects.ipynb #cef5bad1
+# %% ../../nbs/steering/40_effects.ipynb #7c5e3c08
+def _levels(size, most):
+    "A few lengths for many, and which is nearest to each."
+    own = np.unique(size)
+    grid = own if len(own)<=most else np.quantile(size, np.linspace(0,1,most))
+    return grid,np.abs(size[:,None]-grid).argmin(1)
+
+# %% ../../nbs/steering/40_effects.ipynb #90d61fc2
 def with_p(
     table:pd.DataFrame, # from `effects_of`, with a column contribution
     model,              # a Backbone
@@ -408,15 +427,12 @@ def with_p(
     **options,          # of `effects_of`
 )->pd.DataFrame:        # with columns p_kl, p_specificity, and p_target where there is a target
     "Each feature's place among other vectors of the same length."
-    size = table.contribution.to_numpy()
-    grid = np.unique(size) if len(np.unique(size))<=levels else np.quantile(size, np.linspace(0,1,levels))
-    near,of = np.abs(size[:,None]-grid).argmin(1),[c for c in ('kl','specificity','target') if c in table]
-    target = options.pop('target', None)
-    if target is not None and not isinstance(target,str):
-        if len(set(target))>1: raise BadInput('with a target for each feature give null=0 and compare by hand')
-        target = target[0]
+    grid,near = _levels(table.contribution.to_numpy(), levels)
+    of,target = [c for c in ('kl','specificity','target') if c in table],options.get('target')
+    if not isinstance(target,(str,type(None))):
+        raise BadInput('with a target for each feature give null=0, and compare each with a null of its own')
     for j in np.unique(near):
-        own = effects_of(model, float(grid[j])*others, items, read, point, rule, target=target, **options).table
+        own = effects_of(model, float(grid[j])*others, items, read, point, rule, **options).table
         for c in of: table.loc[near==j,f'p_{c}'] = empirical_p(table[c][near==j], own[c], two=c=='target')
     return table
 
