@@ -35,7 +35,7 @@ def _check_rows(x, name):
         raise BadInput(f'row {int((~ok).nonzero()[0])} of the {name} group holds NaN or infinite numbers')
     return x.float()
 
-# %% ../../nbs/steering/30_directions.ipynb #60fa2640
+# %% ../../nbs/steering/30_directions.ipynb #b41434d0
 @dataclass
 class Groups:
     "Rows with a concept and rows without, at one hook point."
@@ -47,24 +47,31 @@ class Groups:
     source:str=''              # what the rows were taken from
     def __post_init__(self):
         self.pos,self.neg = _check_rows(self.pos,'positive'),_check_rows(self.neg,'negative')
-        if self.pos.shape[1]!=self.neg.shape[1]:
-            raise BadInput(f'the groups have rows of {self.pos.shape[1]} and {self.neg.shape[1]} numbers')
-        for side in ('pos','neg'):
-            rows,item = getattr(self,side),getattr(self,f'{side}_item')
-            if item is not None and len(item)!=len(rows): raise BadInput(f'{len(item)} items for {len(rows)} rows')
+        _check_groups(self)
     @property
     def rows(self)->Tensor: return torch.cat([self.pos,self.neg]) # (n_pos+n_neg, d_in)
     @property
     def y(self)->np.ndarray: return np.r_[np.ones(len(self.pos)),np.zeros(len(self.neg))]>0 # (n_pos+n_neg,)
     @property
-    def item(self)->np.ndarray: # numbers that differ where texts do, (n_pos+n_neg,)
-        own = [np.arange(len(r)) if i is None else np.asarray(i) for r,i in ((self.pos,self.pos_item),
-                                                                            (self.neg,self.neg_item))]
-        if self.pos_item is None or self.neg_item is None: own[1] = own[1]+own[0].max()+1
-        return np.concatenate(own)
+    def item(self)->np.ndarray: return _items_of(self) # numbers that differ where texts do, (n_pos+n_neg,)
     @property
     def within(self)->Tensor: # rows less the mean of their group, (n_pos+n_neg, d_in)
         return torch.cat([self.pos-self.pos.mean(0), self.neg-self.neg.mean(0)])
+
+# %% ../../nbs/steering/30_directions.ipynb #415bebaa
+def _check_groups(g):
+    a,b = g.pos.shape[1],g.neg.shape[1]
+    if a!=b: raise BadInput(f'the groups have rows of {a} and {b} numbers')
+    for rows,item in ((g.pos,g.pos_item),(g.neg,g.neg_item)):
+        if item is not None and len(item)!=len(rows): raise BadInput(f'{len(item)} items for {len(rows)} rows')
+
+# %% ../../nbs/steering/30_directions.ipynb #0e4191d8
+def _items_of(g):
+    "Where items are not known each row is its own."
+    sides = (g.pos,g.pos_item),(g.neg,g.neg_item)
+    pos,neg = (np.arange(len(rows)) if item is None else np.asarray(item) for rows,item in sides)
+    known = g.pos_item is not None and g.neg_item is not None
+    return np.concatenate([pos, neg if known else neg+pos.max()+1])
 
 # %% ../../nbs/steering/30_directions.ipynb #8a77dee0
 def _pooled(store, pool, size=4096):
@@ -91,7 +98,16 @@ def _named(store, which):
         raise BadInput(f'no item is labelled {lost[0]!r}; labels are: {", ".join(map(str,sorted(set(items.label))))}')
     return items.label.isin(wanted).to_numpy()
 
-# %% ../../nbs/steering/30_directions.ipynb #8cad0d36
+# %% ../../nbs/steering/30_directions.ipynb #0f1e5be1
+def _taken(store, mask, name, pool, most, seed):
+    "Rows of the items that are meant, and the items."
+    part = store.where(np.flatnonzero(mask[store.item]))
+    if not len(part): raise BadInput(f'no row of the store is of a {name} item')
+    if pool: return _pooled(part, pool)
+    order = torch.randperm(len(part), generator=seeded(f'{name} rows',seed))[:most].sort().values.numpy()
+    return part[order],part.item[order]
+
+# %% ../../nbs/steering/30_directions.ipynb #84039bb4
 def store_groups(
     store,            # an ActStore
     positive,         # a label, several, or a boolean for each item of the table
@@ -105,16 +121,10 @@ def store_groups(
     pos = _named(store, positive)
     neg = ~pos if negative is None else _named(store, negative)
     if (both := int((pos&neg).sum())): raise BadInput(f'{both} items are in both groups')
-    def take(mask, name):
-        part = store.where(np.flatnonzero(mask[store.item]))
-        if not len(part): raise BadInput(f'no row of the store is of a {name} item')
-        if pool: return _pooled(part, pool)
-        order = torch.randperm(len(part), generator=seeded(f'{name} rows',seed))[:most].sort().values.numpy()
-        return part[order],part.item[order]
-    (x,i),(y,j) = take(pos,'positive'),take(neg,'negative')
+    (x,i),(y,j) = (_taken(store, mask, nm, pool, most, seed) for mask,nm in ((pos,'positive'),(neg,'negative')))
     return Groups(x, y, i, j, store.meta.get('point',''), store.id)
 
-# %% ../../nbs/steering/30_directions.ipynb #febf1cfb
+# %% ../../nbs/steering/30_directions.ipynb #69dbb3bc
 @dataclass
 class Direction:
     "A unit vector at a hook point, and what a step along it means there."
@@ -135,9 +145,9 @@ class Direction:
     def step(self, rho:float)->Tensor: return self.strength(rho)*self.vector # what is added to a row, (d_in,)
     def project(self, x:Tensor)->Tensor: return x@self.vector.to(x)          # (..., d_in) -> (...)
     def __neg__(self): # the same, turned round
-        return Direction(**(vars(self)|dict(vector=-self.vector, gap=-self.gap, method=f'minus {self.method}')))
+        return changed(self, vector=-self.vector, gap=-self.gap, method=f'minus {self.method}')
 
-# %% ../../nbs/steering/30_directions.ipynb #8b81d745
+# %% ../../nbs/steering/30_directions.ipynb #a466a1ff
 _meta = dict(method=str, point=str, gap=float, spread=float, norm=float, n=int, made_of=dict)
 
 def save_direction(
@@ -148,6 +158,7 @@ def save_direction(
     said = {k:getattr(direction,k) for k in _meta}|dict(made_by=made_by())
     write_tensors(path, dict(vector=direction.vector.float()), dict(direction=json.dumps(said)))
 
+# %% ../../nbs/steering/30_directions.ipynb #3d865e90
 def load_direction(
     path:str|Path, # a file
 )->Direction:
@@ -363,7 +374,18 @@ def _one_of(batch, i):
     cut = {k:(v[i:i+1] if isinstance(v,Tensor) else v) for k,v in vars(batch).items() if k!='inputs'}
     return changed(batch, inputs={k:v[i:i+1] for k,v in batch.inputs.items()}, **cut)
 
-# %% ../../nbs/steering/30_directions.ipynb #61323606
+# %% ../../nbs/steering/30_directions.ipynb #824ec0dd
+def _reft_step(model, batch, point, w, optimiser, penalty):
+    "One step of training; the loss before it."
+    loss,rest = _reft_loss(model, batch, point, w)
+    optimiser.zero_grad()
+    (loss+penalty*rest).backward()
+    torch.nn.utils.clip_grad_norm_([w], 1.)
+    optimiser.step()
+    with torch.no_grad(): w.div_(w.norm())
+    return loss.item()
+
+# %% ../../nbs/steering/30_directions.ipynb #7e1ddb2d
 def reft_r1(
     model,              # a LanguageModel
     texts:list,         # that show the concept
@@ -381,12 +403,7 @@ def reft_r1(
     optimiser,g,losses = torch.optim.Adam([w], lr=lr),seeded('reft order',seed),[]
     parts = [p for _ in range(epochs) for p in torch.randperm(len(texts),generator=g).split(batch_size)]
     for step,part in enumerate(progress_bar(parts, show=progress)):
-        loss,rest = _reft_loss(model, model.prepare([texts[i] for i in part]), groups.point, w)
-        optimiser.zero_grad()
-        (loss+penalty*step/len(parts)*rest).backward()
-        torch.nn.utils.clip_grad_norm_([w], 1.)
-        optimiser.step()
-        with torch.no_grad(): w.div_(w.norm())
-        losses.append(loss.item())
+        batch = model.prepare([texts[i] for i in part])
+        losses.append(_reft_step(model, batch, groups.point, w, optimiser, penalty*step/len(parts)))
     return as_direction(w.detach().cpu(), 'ReFT-r1', groups, epochs=epochs, lr=lr, penalty=penalty, seed=seed,
                         texts=tensor_key(list(texts)), first_loss=losses[0], last_loss=losses[-1])

@@ -58,7 +58,15 @@ def with_prefix(
     out.scatter_(1, place+(place>=at)*len(prefix), ids)
     return out,(torch.arange(out.shape[1],device=ids.device)>=first[:,None]).long()
 
-# %% ../../nbs/steering/35_logits.ipynb #4771e9dd
+# %% ../../nbs/steering/35_logits.ipynb #3f6bc813
+def _prefix_ids(t, prefix):
+    "Tokens of a sentence that comes after those that begin every text, and how many these are."
+    if t.pad_token is None: t.pad_token = t.eos_token or t.unk_token
+    ids = t(prefix, add_special_tokens=False)['input_ids'] if prefix else []
+    marks = t('a', return_special_tokens_mask=True)['special_tokens_mask']
+    return torch.tensor(ids, dtype=torch.long),marks.index(0) if 0 in marks else 0
+
+# %% ../../nbs/steering/35_logits.ipynb #4a2c1452
 class SecondReader:
     "What a model expects next after the same tokens behind another beginning. It keeps its own cache."
     def __init__(self,
@@ -66,12 +74,8 @@ class SecondReader:
         prefix:str='',   # the sentence in front
         cache:bool=True, # keep what was read
     ):
-        t = self.tokenizer = model.tokenizer
-        if t.pad_token is None: t.pad_token = t.eos_token or t.unk_token
-        self.model,self.cache,self.seen,self.past = model,cache,None,None
-        self.prefix = torch.tensor(t(prefix, add_special_tokens=False)['input_ids'] if prefix else [], dtype=torch.long)
-        marks = t('a', return_special_tokens_mask=True)['special_tokens_mask']
-        self.begin = marks.index(0) if 0 in marks else 0
+        self.model,self.tokenizer,self.cache,self.seen,self.past = model,model.tokenizer,cache,None,None
+        self.prefix,self.begin = _prefix_ids(model.tokenizer, prefix)
         self.takes = signature(model.net.forward).parameters
 
     @torch.no_grad()
@@ -87,7 +91,7 @@ class SecondReader:
         self.seen,self.past = ids.clone(),out.past_key_values if self.cache else None
         return out.logits[:,-1]
 
-# %% ../../nbs/steering/35_logits.ipynb #8bc39a26
+# %% ../../nbs/steering/35_logits.ipynb #12560440
 class PreADD:
     "A `LogitsProcessor`: towards a sentence in front of the prompt, or away from it."
     def __init__(self,
@@ -96,7 +100,7 @@ class PreADD:
         alpha:float,     # how far: 0 nothing, 1 the sentence as a prompt, below 0 away from it
         cache:bool=True, # keep what was read
     ):
-        if not isinstance(prefix,str) or not prefix.strip(): raise BadInput(f'{prefix!r} is no sentence to put in front')
+        if not (isinstance(prefix,str) and prefix.strip()): raise BadInput(f'{prefix!r} is no sentence to put in front')
         self.alpha,self.kl = _finite(alpha,'alpha'),[]
         self.reader = SecondReader(model, prefix, cache)
     def __call__(self, input_ids, scores):
@@ -105,11 +109,12 @@ class PreADD:
         self.kl.append(kl_of(new, scores).mean().item())
         return new
 
-# %% ../../nbs/steering/35_logits.ipynb #71e303c1
+# %% ../../nbs/steering/35_logits.ipynb #6a3c0039
 def _finite(v, name):
     if isinstance(v,(int,float)) and abs(v)<float('inf'): return float(v)
     raise BadInput(f'{name} must be a number, not {v!r}')
 
+# %% ../../nbs/steering/35_logits.ipynb #1b673ae0
 def kl_of(
     new:Tensor, # logits, (..., vocabulary)
     old:Tensor, # logits of the same shape
@@ -127,7 +132,7 @@ class Term:
     model:object=None   # another LanguageModel with the same tokens; None: the one that writes
     union:bool=False    # the larger of this and the writing model's, token by token
 
-# %% ../../nbs/steering/35_logits.ipynb #c8074670
+# %% ../../nbs/steering/35_logits.ipynb #bb0d44ca
 class ModelArithmetic:
     "A `LogitsProcessor`: a weighted sum of the expectations of several models and prompts."
     def __init__(self,
@@ -149,6 +154,7 @@ class ModelArithmetic:
         if not any(self.weights[1:]): return scores
         logp,others = F.log_softmax(scores.float(), dim=-1),[r.logits(input_ids) for r in self.readers]
         others = [F.log_softmax(o.float(), dim=-1) for o in others]
-        new = mix_logits(scores, [torch.maximum(o,logp) if t.union else o for t,o in zip(self.terms,others)], self.weights)
+        others = [torch.maximum(o,logp) if t.union else o for t,o in zip(self.terms,others)]
+        new = mix_logits(scores, others, self.weights)
         self.kl.append(kl_of(new, scores).mean().item())
         return new
