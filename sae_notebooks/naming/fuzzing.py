@@ -39,7 +39,7 @@ def whole_words(
 @dataclass(frozen=True)
 class FuzzOptions:
     "What a judge is shown."
-    texts:int=10        # of each feature, each marked rightly and wrongly
+    examples:int=10     # texts of each feature, each marked rightly and wrongly
     most:int=300        # characters of a text
     others:int|None=None # names of other features for the null; None: up to 200, or 1 for a language model
     min_texts:int=3     # fewer texts and a name is not tested
@@ -108,7 +108,7 @@ def fuzzed(
     for k in map(int, features):
         rng,found = np.random.default_rng([o.seed,k]),[]
         for item in _items(report, k, part, find, where is None, rng).tolist():
-            if len(found)>=2*o.texts: break
+            if len(found)>=2*o.examples: break
             found += _two(str(get(item)), find(item, k), item, rng, o)
         item,right,shown,words = zip(*found) if found else ((),)*4
         out[k] = Marked(k, np.array(item,int), np.array(right,bool), list(shown), list(words))
