@@ -105,6 +105,7 @@ nothing = dict(scale=1., add=0., add_relative=0., mix=1., guided=0., floor=-1., 
 def test_nothing_changes_no_bit(made, kind):
     m = made[kind]
     plain = answer(m)
+    own = hooked(m.model.net) # transformers keeps some of its own
     for point in m.points:
         sae = random_sae('jumprelu', width(m, point))
         for op,v in nothing.items():
@@ -113,7 +114,7 @@ def test_nothing_changes_no_bit(made, kind):
         with intervene(m.model, Intervention(point,'set',features=5,strength=9.), sae=sae) as run: changed = answer(m)
         used = run.table().touched.item()
         assert used>0 and not torch.equal(changed, plain), point
-    assert hooked(m.model.net)==0 and 'inputs' not in vars(m.model)
+    assert hooked(m.model.net)==own and 'inputs' not in vars(m.model)
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_set_to_what_it_is(made, kind):
@@ -173,7 +174,7 @@ def tokens(model, texts, side='left'):
 
 def every_op(point, d, features=(5,)):
     "An intervention that does something, for each operator"
-    v = dict(set=4., floor=4., cap=.1, scale=3., replace=4., replace_keep_error=4., guided=.5, add=3., add_relative=.4, project_set=3., project_cap=.1, mix=-1.)
+    v = dict(set=4., floor=4., cap=.1, scale=3., replace=4., replace_keep_error=4., guided=.5, add=3., add_relative=.4, project_set=3., project_cap=-5., mix=-1.)
     return [Intervention(point, op, features=features, strength=v.get(op)) for op in (*by_feature,*by_direction) if not (op=='project_cap' and len(features)>1)]
 
 @pytest.mark.parametrize('where', ['all','prompt','generated','last','span:1:7'])
@@ -268,7 +269,8 @@ def test_half_precision(tmp_path):
         a,b = before['resid_post.2'],after['resid_post.2']
         moved = (a!=b).any(-1)
         assert b.dtype==a.dtype and moved.sum()==3==run.table().touched.item()
-        with pytest.warns(NothingChanged), intervene(model, Intervention('resid_post.2','add',features=5,strength=1e-6), sae=sae): model.logits(batch)
+    tiny = Intervention('resid_post.2','add',features=5,strength=1e-12) # float16 has no such numbers
+    with pytest.warns(NothingChanged), intervene(model, tiny, sae=sae): model.logits(batch)
 
 # --- any module, errors ----------------------------------------------------------------------------------------------
 
@@ -335,7 +337,7 @@ def test_sweep_is_one_batch(made):
     parts = steer(model, prompts, iv, sae=sae, strengths=[None,0.,3.,6.], batch_size=5, max_new_tokens=5)
     assert parts.text.tolist()==t.text.tolist()
     torch.testing.assert_close(torch.tensor(parts.rho), torch.tensor(t.rho), atol=1e-5, rtol=1e-4)
-    pairs = [(im,'what') for im in open_images('photos')[:2]]
+    pairs = [(im,'what') for im in map(open_images('photos').__getitem__, (0,1))]
     t = steer(made['llava'].model, pairs, Intervention('vision.resid_post.-2','set',features=5), sae=random_sae('relu',32), strengths=[None,20.], max_new_tokens=4)
     assert t.rho.gt(0).tolist()==[False,False,True,True]
     assert t.text[:2].tolist()==made['llava'].model.generate(pairs, max_new_tokens=4)

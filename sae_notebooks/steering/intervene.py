@@ -484,10 +484,12 @@ def _sae_for(net, iv, sae, allow_other):
 @contextmanager
 def _noted(model, passes):
     "Each batch that the model makes ready is known to those who ask for its roles."
-    before = model.inputs
+    own,before = 'inputs' in vars(model),model.inputs
     def inputs(batch):
         for p in passes: p.batch = batch
         return before(batch)
     model.inputs = inputs
     try: yield
-    finally: del model.inputs
+    finally:
+        if own: model.inputs = before
+        else: del model.inputs
