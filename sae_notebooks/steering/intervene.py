@@ -26,7 +26,7 @@ from ..core.files import BadFile, BadInput, fingerprint, read_json, write_json
 from ..core.tensors import load_tensors, write_tensors
 from ..models import hooks
 from ..models.backbone import Backbone
-from ..models.positions import as_sequence, put_rows, take_rows
+from ..models.positions import as_sequence, from_sequence, put_rows, take_rows
 from ..models.sites import resolve
 from ..saes.base import SAE, Autoencoder
 from ..saes.gated import magnitude
@@ -48,7 +48,7 @@ class Intervention:
     op:str                           # one of by_feature and by_direction
     features:tuple=()                # numbers of features of the SAE
     directions:tuple|None=None       # instead of features: rows of d_in numbers
-    strength:float|tuple|None=None   # one, or one for each row of the batch
+    strength:float|tuple|None=None   # one, or one for each row of the batch, where None leaves a row alone
     unit:str='contribution'          # of the strength: one of units
     where:str='all'                  # positions: one of WHERES
     when:tuple|None=None             # (feature, value): only where this feature is above it
@@ -64,6 +64,8 @@ class Intervention:
     def at(self, strength)->'Intervention': return replace(self, strength=strength) # the same with another strength
     @property
     def needs_sae(self)->bool: return self.op in by_feature or bool(self.features) or self.when is not None or self.centre
+    @property
+    def needs_strength(self)->bool: return self.op!='ablate' and not (self.op=='replace' and not self.features)
     @property
     def label(self)->str: return self.name or f'{self.op} {list(self.features) or "direction"} at {self.point}'
 
@@ -128,7 +130,7 @@ def _check_what(iv):
 # %% ../../nbs/steering/15_intervene.ipynb #5ed90db0
 def _check_numbers(iv):
     v = iv.strength
-    odd = [x for x in (v if isinstance(v,tuple) else () if v is None else (v,)) if not _number(x)]
+    odd = [x for x in (v if isinstance(v,tuple) else (v,)) if x is not None and not _number(x)]
     if odd: raise BadInput(f'strength must be a finite number, or one for each row of the batch, not {odd[0]!r}')
     if v==(): raise BadInput('strength is an empty list: give a number, or one for each row of the batch')
     if iv.when is not None and not (len(iv.when)==2 and _index(iv.when[0]) and _number(iv.when[1])):
@@ -318,9 +320,7 @@ RowEdit._change,RowEdit._lossy = _by_direction,_by_replacing
 # %% ../../nbs/steering/15_intervene.ipynb #d5941305
 def _check_sae(iv, sae):
     "Raises `BadInput` for an SAE that does not fit."
-    v = iv.strength
-    if v is None and iv.op!='ablate' and not (iv.op=='replace' and not iv.features):
-        raise BadInput(f'{iv.label} has no strength')
+    if iv.strength is None and iv.needs_strength: raise BadInput(f'{iv.label} has no strength')
     if not iv.needs_sae: return
     if not isinstance(sae, Autoencoder): raise BadInput(f'{iv.label} needs sae=, the SAE whose features are meant')
     said,found = tuple(sae.cfg.get(k) for k in ('d_sae','d_in')),tuple(sae.W_dec.shape)
@@ -367,29 +367,40 @@ class _AtPoint:
     def __init__(self, model, seen, iv, sae, mask, prompt):
         self.model,self.seen,self.iv,self.mask,self.prompt = model,seen,iv,mask,prompt
         self.edit,self.moves = RowEdit(iv, sae),Moves()
-        self.each = torch.tensor(iv.strength) if isinstance(iv.strength, tuple) else None
+        v = iv.strength if isinstance(iv.strength, tuple) else ()
+        self.each,self.on = torch.tensor([x or 0. for x in v]),torch.tensor([x is not None for x in v])
 
+    def for_rows(self, t, n): # beams repeat each row of the batch
+        if n%len(t): raise BadInput(f'{len(t)} strengths for a batch of {n}: give one for each row')
+        return t.repeat_interleave(n//len(t))[:,None]
     def strengths(self, n, positions, at):
         "A strength for each row that is edited; None: they share one."
-        if self.each is None: return None
-        if n%len(self.each): raise BadInput(f'{len(self.each)} strengths for a batch of {n}: give one for each row')
-        v = self.each.repeat_interleave(n//len(self.each))[:,None].expand(n,positions)
+        if not len(self.each): return None
+        v = self.for_rows(self.each, n).expand(n,positions)
         return v.reshape(-1) if at is True else v[at]
+    def positions(self, seq):
+        "Which positions are edited now, bool (n, positions); True: all, False: none."
+        s,iv = self.seen,self.iv
+        at = positions_to_edit(self.model, s, iv.point, seq.shape, iv.where, iv.special, self.mask, self.prompt)
+        if at is not False and not self.on.all():
+            at = self.for_rows(self.on, len(seq))&(torch.ones(seq.shape[:2], dtype=torch.bool) if at is True else at)
+        if isinstance(at, bool): return at
+        return at.any().item() and (at.all().item() or at)
 
     def __call__(self, act):
         "The activation with its rows edited."
-        seq,iv = self.checked(act),self.iv
+        seq = self.checked(act)
         n,positions,d = seq.shape
         self.moves.passes += 1
-        at = positions_to_edit(self.model, self.seen, iv.point, seq.shape, iv.where, iv.special, self.mask, self.prompt)
-        if at is not True and (at is False or not at.any()): return act
-        if at is not True and at.all(): at = True
+        at = self.positions(seq)
+        if at is False: return act
         rows = seq.reshape(-1,d) if at is True else take_rows(act, at)
         v = self.strengths(n, positions, at)
         new,touched = self.edit(rows, v)
         self.moves.add(n, None if at is True else at.nonzero()[:,0], rows, new, touched)
-        if at is not True: return put_rows(act, at, new)
-        return new.reshape(act.shape) if act.ndim==3 else put_rows(act, torch.ones(n,positions,dtype=torch.bool), new)
+        if at is True: new = from_sequence(new.reshape(seq.shape), act)
+        else: new = put_rows(act, at, new)
+        return new if new.stride()==act.stride() else torch.empty_like(act).copy_(new) # what follows may depend on the layout
 
     def checked(self, act):
         iv,sae = self.iv,self.edit.sae
@@ -473,10 +484,12 @@ def _sae_for(net, iv, sae, allow_other):
 @contextmanager
 def _noted(model, passes):
     "Each batch that the model makes ready is known to those who ask for its roles."
-    before = model.inputs
+    own,before = 'inputs' in vars(model),model.inputs
     def inputs(batch):
         for p in passes: p.batch = batch
         return before(batch)
     model.inputs = inputs
     try: yield
-    finally: del model.inputs
+    finally:
+        if own: model.inputs = before
+        else: del model.inputs
