@@ -372,7 +372,13 @@ def target_loss(
     ours = (at>=begin[:,None])&(at<batch.lengths[:,None])
     return -(own*ours).sum(1)/ours.sum(1)
 
-# %% ../../nbs/steering/40_effects.ipynb #0c487f5f
+# %% ../../nbs/steering/40_effects.ipynb #ea4a5d95
+def _others(null, x, seed):
+    "Unit vectors to compare with, (draws, d_in), or None."
+    if not isinstance(null,int): return F.normalize(null.float(), dim=1)
+    return torch.stack([r.vector for r in random_directions(x, null, seed=seed)]) if null else None
+
+# %% ../../nbs/steering/40_effects.ipynb #5036c7b0
 def effect_table(
     model,             # a Backbone
     sae,               # the SAE
@@ -391,14 +397,13 @@ def effect_table(
     point,features,read = _point(sae, point),_features(sae, features),read or NextToken(model)
     x = edited_rows(model, items, point, rule)
     norm = x.norm(dim=1).median().item()
-    size = torch.full((len(features),), rho*norm) if contribution is None else _sizes(contribution, len(features))
+    size = _sizes(rho*norm if contribution is None else contribution, len(features))
     u = F.normalize(sae.W_dec[features].detach().cpu().float(), dim=1)
     out = effects_of(model, size[:,None]*u, items, read, point, rule, **options).table
     out = out.set_axis(pd.Index(features.tolist(), name='feature'))
     out.insert(0, 'contribution', size.numpy()); out.insert(1, 'rho', size.numpy()/norm)
-    if isinstance(null,int) and not null: return out
-    others = torch.stack([r.vector for r in random_directions(x, null, seed=seed)]) if isinstance(null,int) else null
-    return with_p(out, model, F.normalize(others.float(), dim=1), items, read, point, rule, **options)
+    others = _others(null, x, seed)
+    return out if others is None else with_p(out, model, others, items, read, point, rule, **options)
 
 # %% ../../nbs/steering/40_effects.ipynb #66982071
 def _sizes(v, m):
