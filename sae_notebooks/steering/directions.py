@@ -268,7 +268,12 @@ def paired_component(
     share = (s[0]**2/(s**2).sum().clamp_min(1e-30)).item()
     return as_direction(first+mean if icv else first, 'ICV' if icv else 'component of pairs', groups, share=share)
 
-# %% ../../nbs/steering/30_directions.ipynb #327bb079
+# %% ../../nbs/steering/30_directions.ipynb #834bcd5e
+def _mixtures(x, n, g):
+    "Of centred rows with normal weights: their covariance is that of the rows, up to a factor."
+    return torch.stack([torch.randn(len(x), generator=g)@x for _ in range(n)])
+
+# %% ../../nbs/steering/30_directions.ipynb #08203146
 def random_directions(
     groups,                 # the rows they are for: Groups, or a tensor (n, d_in)
     n:int=39,               # how many; with 39 the smallest 5 % are exactly two
@@ -279,14 +284,21 @@ def random_directions(
     if kind not in ('covariance','isotropic'): raise BadInput(f'kind must be covariance or isotropic, not {kind!r}')
     known,g = isinstance(groups,Groups),seeded(f'{kind} directions',seed)
     x = groups.within if known else groups-groups.mean(0)
-    if kind=='isotropic': vectors = torch.randn(n, x.shape[1], generator=g)
-    else: vectors = torch.stack([torch.randn(len(x), generator=g)@x for _ in range(n)]) # mixtures of the rows
+    vectors = torch.randn(n, x.shape[1], generator=g) if kind=='isotropic' else _mixtures(x, n, g)
     point = groups.point if known else ''
     out = [as_direction(v, f'random, {kind}', groups, seed=seed, draw=i) for i,v in enumerate(vectors)]
     for o in out: o.point = point
     return out
 
-# %% ../../nbs/steering/30_directions.ipynb #6435fdc8
+# %% ../../nbs/steering/30_directions.ipynb #53ccf24f
+def _batches(sae, rows, size):
+    "Rows of a store or a tensor, some at a time."
+    held = isinstance(rows,Tensor)
+    width = rows.shape[1] if held else rows.d_in
+    if width!=sae.d_in: raise BadInput(f'this SAE reads rows of {sae.d_in} numbers, not {width}')
+    return rows.split(size) if held else rows.batches(size)
+
+# %% ../../nbs/steering/30_directions.ipynb #a22fe7cb
 @torch.no_grad()
 def feature_strengths(
     sae,           # any SAE
@@ -294,11 +306,10 @@ def feature_strengths(
     size:int=4096, # rows at a time
 )->pd.DataFrame:   # one row a feature: freq, mean and max contribution where it is on
     "How often each feature is on, and how much it adds where it is."
-    width = rows.shape[1] if isinstance(rows,Tensor) else rows.d_in
-    if width!=sae.d_in: raise BadInput(f'this SAE reads rows of {sae.d_in} numbers, not {width}')
+    parts = _batches(sae, rows, size)
     on,total = torch.zeros(2,sae.d_sae,dtype=torch.double)
     top = torch.zeros(sae.d_sae)
-    for x in rows.split(size) if isinstance(rows,Tensor) else rows.batches(size):
+    for x in parts:
         c = sae.codes(x)
         keep = c.val>0
         idx,val = c.idx[keep],c.val[keep].float()

@@ -78,7 +78,14 @@ def choose(
     edge = bool(best!=0 and best in (c.index.min(),c.index.max()))
     return dict(strength=float(best), success=float(c.success[best]), dnll=float(c.dnll[best]), edge=edge)
 
-# %% ../../nbs/steering/50_dose.ipynb #4c79cb4f
+# %% ../../nbs/steering/50_dose.ipynb #464cf002
+def _between(strengths, best):
+    "Half-way from the best to its neighbours."
+    s = np.array(strengths)
+    i = int(np.flatnonzero(np.isclose(s, best))[0])
+    return [float((s[j]+s[j+1])/2) for j in (i-1,i) if 0<=j<len(s)-1]
+
+# %% ../../nbs/steering/50_dose.ipynb #df9de18f
 def search(
     run,                     # strengths -> Dose, on validation prompts
     strengths=(0.,.1,.2,.4,.8), # to begin with
@@ -94,11 +101,7 @@ def search(
         if not best['edge']: break
         s = best['strength']
         dose = dose+run([0.,2*s])
-    best = choose(dose.curve, budget)
-    s = np.array(dose.curve.index)
-    i = int(np.flatnonzero(np.isclose(s, best['strength']))[0])
-    between = [float((s[j]+s[j+1])/2) for j in (i-1,i) if 0<=j<len(s)-1]
-    dose = dose+run([0.,*between])
+    dose = dose+run([0.,*_between(dose.curve.index, choose(dose.curve, budget)['strength'])])
     return choose(dose.curve, budget),dose
 
 # %% ../../nbs/steering/50_dose.ipynb #624fcf01
@@ -182,7 +185,20 @@ def sign_flip(
     else: signs = np.r_[np.ones((1,len(m))),np.random.default_rng([seed,2]).choice([-1,1], size=(draws,len(m)))]
     return float((np.abs(signs@m)>=abs(m.sum())-1e-12).mean())
 
-# %% ../../nbs/steering/50_dose.ipynb #d518481b
+# %% ../../nbs/steering/50_dose.ipynb #dee61b95
+def _rows_at(dose, strength):
+    rows = dose.at(strength)
+    if not len(rows): raise BadInput(f'strength {strength} was not measured')
+    if 'concept' not in rows: raise BadInput('the prompts of a dose belong to no concept: give a column concept')
+    return rows
+
+# %% ../../nbs/steering/50_dose.ipynb #d9466d80
+def _same_prompts(x, y):
+    both = x.merge(y, on=['concept','prompt'], suffixes=('_a','_b'))
+    if len(both)!=len(x) or len(x)!=len(y): raise BadInput('the two doses are not of the same prompts')
+    return both
+
+# %% ../../nbs/steering/50_dose.ipynb #05daee7c
 def compare_doses(
     a:Dose,           # one arm, on prompts with concepts
     b:Dose,           # another, on the same prompts
@@ -192,11 +208,7 @@ def compare_doses(
     **options,        # draws, seed of `hierarchical`
 )->dict:              # of `hierarchical`
     "The difference of two arms, prompt by prompt. Raises `BadInput` when they are not of the same prompts."
-    x,y = a.at(strength_a),b.at(strength_b)
-    if not len(x) or not len(y): raise BadInput(f'strength {strength_a if not len(x) else strength_b} was not measured')
-    if 'concept' not in x: raise BadInput('the prompts of these doses belong to no concept: give a column concept')
-    both = x.merge(y, on=['concept','prompt'], suffixes=('_a','_b'))
-    if len(both)!=len(x) or len(x)!=len(y): raise BadInput('the two doses are not of the same prompts')
+    both = _same_prompts(_rows_at(a, strength_a), _rows_at(b, strength_b))
     return hierarchical(both.assign(value=both[f'{value}_a']-both[f'{value}_b']), **options)
 
 # %% ../../nbs/steering/50_dose.ipynb #f65b0247
@@ -295,7 +307,19 @@ def _judged(success, texts):
     if got.shape==(len(texts),) and np.isfinite(got).all(): return got
     raise BadInput(f'the judge gave {got.shape} for {len(texts)} texts, or no finite numbers: it maps texts to numbers')
 
-# %% ../../nbs/steering/50_dose.ipynb #6e233743
+# %% ../../nbs/steering/50_dose.ipynb #4b3b09ea
+def _matched(sae, strengths, feature, n, seed, groups):
+    if sae is None or strengths is None: raise BadInput('matched features need the SAE and its feature_strengths')
+    near = matched_features(strengths, feature, n, seed=seed).index
+    return [feature_direction(sae, int(i), groups) for i in near]
+
+# %% ../../nbs/steering/50_dose.ipynb #1913da57
+def _moved(direction, point, rows):
+    "The same vector at another hook point, in the units of the rows there."
+    other = as_direction(direction.vector, f'{direction.method} at {point}', rows)
+    return changed(other, point=point)
+
+# %% ../../nbs/steering/50_dose.ipynb #124b53ea
 def controls(
     direction:Direction,  # what is tested
     groups,               # rows at its hook point: Groups, or a tensor (n, d_in)
@@ -309,15 +333,10 @@ def controls(
     "Directions that a finding has to beat. Raises `BadInput` for fewer than 32 draws."
     if n<32: raise BadInput(f'{n} draws: a null of fewer than 32 says little; 39 makes 5 % exact')
     out = dict(covariance=random_directions(groups, n, seed=seed))
-    if feature is not None:
-        if sae is None or strengths is None: raise BadInput('matched features need the SAE and its feature_strengths')
-        near = matched_features(strengths, feature, n, seed=seed).index
-        out['matched'] = [feature_direction(sae, int(i), groups) for i in near]
+    if feature is not None: out['matched'] = _matched(sae, strengths, feature, n, seed, groups)
+    out = {kind:[changed(d, point=direction.point) for d in ds] for kind,ds in out.items()}
     out['turned round'] = [-direction]
-    for point,rows in (elsewhere or {}).items():
-        other = as_direction(direction.vector, f'{direction.method} at {point}', rows)
-        out.setdefault('elsewhere', []).append(changed(other, point=point))
-    for kind in ('covariance','matched'): out[kind] = [changed(d, point=direction.point) for d in out.get(kind,[])]
+    out['elsewhere'] = [_moved(direction, point, rows) for point,rows in (elsewhere or {}).items()]
     return {k:v for k,v in out.items() if v}
 
 # %% ../../nbs/steering/50_dose.ipynb #750834a6

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['adding', 'NextToken', 'FitOfWords', 'changes', 'specificity', 'Effects', 'summarise', 'effects_of', 'empirical_p',
            'final_norm', 'lens', 'input_score', 'output_score', 'peak_tokens', 'edited_rows', 'read_write_scores',
-           'target_batch', 'target_loss', 'effect_table', 'with_p', 'steerable_share']
+           'target_batch', 'target_loss', 'effect_table', 'with_p', 'steerable_share', 'effect_columns']
 
 # %% ../../nbs/steering/40_effects.ipynb #ecc50324
 from contextlib import contextmanager
@@ -372,7 +372,13 @@ def target_loss(
     ours = (at>=begin[:,None])&(at<batch.lengths[:,None])
     return -(own*ours).sum(1)/ours.sum(1)
 
-# %% ../../nbs/steering/40_effects.ipynb #0c487f5f
+# %% ../../nbs/steering/40_effects.ipynb #ea4a5d95
+def _others(null, x, seed):
+    "Unit vectors to compare with, (draws, d_in), or None."
+    if not isinstance(null,int): return F.normalize(null.float(), dim=1)
+    return torch.stack([r.vector for r in random_directions(x, null, seed=seed)]) if null else None
+
+# %% ../../nbs/steering/40_effects.ipynb #5036c7b0
 def effect_table(
     model,             # a Backbone
     sae,               # the SAE
@@ -391,14 +397,13 @@ def effect_table(
     point,features,read = _point(sae, point),_features(sae, features),read or NextToken(model)
     x = edited_rows(model, items, point, rule)
     norm = x.norm(dim=1).median().item()
-    size = torch.full((len(features),), rho*norm) if contribution is None else _sizes(contribution, len(features))
+    size = _sizes(rho*norm if contribution is None else contribution, len(features))
     u = F.normalize(sae.W_dec[features].detach().cpu().float(), dim=1)
     out = effects_of(model, size[:,None]*u, items, read, point, rule, **options).table
     out = out.set_axis(pd.Index(features.tolist(), name='feature'))
     out.insert(0, 'contribution', size.numpy()); out.insert(1, 'rho', size.numpy()/norm)
-    if isinstance(null,int) and not null: return out
-    others = torch.stack([r.vector for r in random_directions(x, null, seed=seed)]) if isinstance(null,int) else null
-    return with_p(out, model, F.normalize(others.float(), dim=1), items, read, point, rule, **options)
+    others = _others(null, x, seed)
+    return out if others is None else with_p(out, model, others, items, read, point, rule, **options)
 
 # %% ../../nbs/steering/40_effects.ipynb #66982071
 def _sizes(v, m):
@@ -436,7 +441,7 @@ def with_p(
         for c in of: table.loc[near==j,f'p_{c}'] = empirical_p(table[c][near==j], own[c], two=c=='target')
     return table
 
-# %% ../../nbs/steering/40_effects.ipynb #908cf82c
+# %% ../../nbs/steering/40_effects.ipynb #b8ab716f
 def steerable_share(
     table:pd.DataFrame, # with specificity and agree
     null,               # specificity of other directions, (draws,)
@@ -447,4 +452,20 @@ def steerable_share(
     if not n: raise BadInput('the table has no rows')
     p,z = yes/n,1.96
     mid,half = (p+z*z/2/n)/(1+z*z/n),z/(1+z*z/n)*np.sqrt(p*(1-p)/n+z*z/4/n/n)
-    return dict(share=p, lo=max(0.,mid-half), hi=min(1.,mid+half), n=n)
+    return dict(share=p, lo=float(max(0.,mid-half)), hi=float(min(1.,mid+half)), n=n)
+
+# %% ../../nbs/steering/40_effects.ipynb #7632029d
+def effect_columns(
+    effects:pd.DataFrame, # from `effect_table`, index: feature
+    d_sae:int,            # features of the SAE
+)->pd.DataFrame:          # one row a feature
+    "The table as columns of a report: `effect_kl`, `effect_p_kl`, … and what the feature makes likelier, as text."
+    index = pd.Index(effects.index)
+    odd = [i for i in index if not (isinstance(i,(int,np.integer)) and 0<=i<d_sae)]
+    if odd: raise BadInput(f'effects are given for feature {odd[0]}, this SAE has 0 to {d_sae-1}')
+    if index.duplicated().any(): raise BadInput(f'effects are given twice for feature {index[index.duplicated()][0]}')
+    said = {c:effects[c].map(' '.join) for c in ('up','down') if c in effects}
+    table = effects.assign(**said).add_prefix('effect_').reindex(range(d_sae)).rename_axis('feature')
+    words = [c for c in table if not pd.api.types.is_numeric_dtype(table[c])]
+    yes = {c:table[c].map({True:1.,False:0.}) for c in words if set(table[c].dropna())<={True,False}}
+    return table.assign(**{c:table[c].fillna('') for c in words if c not in yes}, **yes)

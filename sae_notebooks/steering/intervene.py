@@ -26,7 +26,7 @@ from ..core.files import BadFile, BadInput, fingerprint, read_json, write_json
 from ..core.tensors import load_tensors, write_tensors
 from ..models import hooks
 from ..models.backbone import Backbone
-from ..models.positions import as_sequence, put_rows, take_rows
+from ..models.positions import as_sequence, from_sequence, put_rows, take_rows
 from ..models.sites import resolve
 from ..saes.base import SAE, Autoencoder
 from ..saes.gated import magnitude
@@ -64,6 +64,8 @@ class Intervention:
     def at(self, strength)->'Intervention': return replace(self, strength=strength) # the same with another strength
     @property
     def needs_sae(self)->bool: return self.op in by_feature or bool(self.features) or self.when is not None or self.centre
+    @property
+    def needs_strength(self)->bool: return self.op!='ablate' and not (self.op=='replace' and not self.features)
     @property
     def label(self)->str: return self.name or f'{self.op} {list(self.features) or "direction"} at {self.point}'
 
@@ -318,9 +320,7 @@ RowEdit._change,RowEdit._lossy = _by_direction,_by_replacing
 # %% ../../nbs/steering/15_intervene.ipynb #d5941305
 def _check_sae(iv, sae):
     "Raises `BadInput` for an SAE that does not fit."
-    v = iv.strength
-    if v is None and iv.op!='ablate' and not (iv.op=='replace' and not iv.features):
-        raise BadInput(f'{iv.label} has no strength')
+    if iv.strength is None and iv.needs_strength: raise BadInput(f'{iv.label} has no strength')
     if not iv.needs_sae: return
     if not isinstance(sae, Autoencoder): raise BadInput(f'{iv.label} needs sae=, the SAE whose features are meant')
     said,found = tuple(sae.cfg.get(k) for k in ('d_sae','d_in')),tuple(sae.W_dec.shape)
@@ -398,8 +398,9 @@ class _AtPoint:
         v = self.strengths(n, positions, at)
         new,touched = self.edit(rows, v)
         self.moves.add(n, None if at is True else at.nonzero()[:,0], rows, new, touched)
-        if at is not True: return put_rows(act, at, new)
-        return new.reshape(act.shape) if act.ndim==3 else put_rows(act, torch.ones(n,positions,dtype=torch.bool), new)
+        if at is True: new = from_sequence(new.reshape(seq.shape), act)
+        else: new = put_rows(act, at, new)
+        return new if new.stride()==act.stride() else torch.empty_like(act).copy_(new) # what follows may depend on the layout
 
     def checked(self, act):
         iv,sae = self.iv,self.edit.sae
@@ -483,10 +484,12 @@ def _sae_for(net, iv, sae, allow_other):
 @contextmanager
 def _noted(model, passes):
     "Each batch that the model makes ready is known to those who ask for its roles."
-    before = model.inputs
+    own,before = 'inputs' in vars(model),model.inputs
     def inputs(batch):
         for p in passes: p.batch = batch
         return before(batch)
     model.inputs = inputs
     try: yield
-    finally: del model.inputs
+    finally:
+        if own: model.inputs = before
+        else: del model.inputs

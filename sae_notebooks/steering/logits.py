@@ -132,7 +132,14 @@ class Term:
     model:object=None   # another LanguageModel with the same tokens; None: the one that writes
     union:bool=False    # the larger of this and the writing model's, token by token
 
-# %% ../../nbs/steering/35_logits.ipynb #bb0d44ca
+# %% ../../nbs/steering/35_logits.ipynb #f6c6ff0f
+def _weights(own, terms, normalise):
+    w = [_finite(own,'own'),*(_finite(t.weight,'weight') for t in terms)]
+    if not normalise: return w
+    if sum(w)<=0: raise BadInput(f'the weights add up to {sum(w):g}: nothing positive is left to normalise')
+    return [v/sum(w) for v in w]
+
+# %% ../../nbs/steering/35_logits.ipynb #dd8ba6e6
 class ModelArithmetic:
     "A `LogitsProcessor`: a weighted sum of the expectations of several models and prompts."
     def __init__(self,
@@ -142,10 +149,7 @@ class ModelArithmetic:
         normalise:bool=True, # divide by the sum of the weights
         cache:bool=True,     # keep what was read
     ):
-        weights = [_finite(own,'own'),*(_finite(t.weight,'weight') for t in terms)]
-        if normalise and sum(weights)<=0:
-            raise BadInput(f'the weights add up to {sum(weights):g}: nothing positive is left to normalise')
-        self.weights = [w/sum(weights) for w in weights] if normalise else weights
+        self.weights = _weights(own, terms, normalise)
         self.terms,self.kl,words = terms,[],model.tokenizer.get_vocab()
         if any(t.model and t.model.tokenizer.get_vocab()!=words for t in terms):
             raise BadInput('the models have other tokens: their expectations cannot be added')
