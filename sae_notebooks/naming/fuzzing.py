@@ -45,6 +45,7 @@ class FuzzOptions:
     min_texts:int=3     # fewer texts and a name is not tested
     seed:int=0          # of texts, marks and other names
 
+# %% ../../nbs/naming/47_fuzzing.ipynb #ee14f2ba
 @dataclass
 class Marked:
     "Texts with marks, two of each: right, then wrong."
@@ -63,6 +64,7 @@ def _kept(report):
         return c.of(k, int(j[0]), m)[0] if len(j) else None
     return where
 
+# %% ../../nbs/naming/47_fuzzing.ipynb #c11179cf
 def _items(report, k, part, where, own, rng):
     "Items of the part on which a feature is on, in random order; only its strongest where no others are known."
     codes,item = report.codes,np.asarray(report.item)

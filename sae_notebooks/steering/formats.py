@@ -33,6 +33,7 @@ def _same_everywhere(iv, reader):
 
 _encoder = ('set','floor','cap','scale','ablate','replace','replace_keep_error')
 
+# %% ../../nbs/steering/60_formats.ipynb #b25d6012
 def _direction_only(iv, sae, reader):
     "Raises `BadInput` for what needs an encoder."
     if iv.op in _encoder:
@@ -78,6 +79,7 @@ def _clamp(iv, sae):
     value = 0. if iv.op=='mix' else iv.strength*size[iv.unit]
     return u,float(value),sae.b_dec.detach().float().clone() if iv.centre else None
 
+# %% ../../nbs/steering/60_formats.ipynb #e1dfa452
 def _harness_entry(iv, sae):
     _direction_only(iv, sae, _harness)
     _same_everywhere(iv, _harness)
@@ -142,6 +144,7 @@ def _text(s):
     raw = s.encode()
     return struct.pack('<Q', len(raw))+raw
 
+# %% ../../nbs/steering/60_formats.ipynb #3e03f1e4
 def gguf_bytes(
     said:dict,    # name -> text or whole number
     tensors:dict, # name -> float32 row, (d,)
@@ -177,6 +180,18 @@ class _Reader:
         if n>len(self.raw): raise BadFile(self.path, 'is cut short, or no GGUF')
         return [self.value(inner) for _ in range(n)]
 
+# %% ../../nbs/steering/60_formats.ipynb #5f0f2d7b
+def _front(r):
+    "Values, and of each tensor name, shape, type and place."
+    if r.take(4)!=_magic: raise BadFile(r.path, 'is no GGUF file')
+    if (v:=r.number('<I')) not in (2,3): raise BadFile(r.path, f'is GGUF version {v}; 2 and 3 can be read')
+    n_tensors,n_values = r.number('<Q'),r.number('<Q')
+    if n_tensors+n_values>len(r.raw): raise BadFile(r.path, 'is cut short, or no GGUF')
+    said = {r.text():r.value(r.number('<I')) for _ in range(n_values)}
+    infos = [(r.text(),[r.number('<Q') for _ in range(min(r.number('<I'),9))],r.number('<I'),r.number('<Q'))
+             for _ in range(n_tensors)]
+    return said,infos
+
 # %% ../../nbs/steering/60_formats.ipynb #d20a6578
 def read_gguf(
     path:str|Path,   # of rows of numbers, such as a control vector; a language model is more than is read here
@@ -187,13 +202,7 @@ def read_gguf(
     if not path.is_file(): raise NotFound(f'no file {path}')
     if path.stat().st_size>most: raise BadFile(path, f'has {path.stat().st_size:,} bytes: no file of a few directions')
     r = _Reader(path.read_bytes(), path)
-    if r.take(4)!=_magic: raise BadFile(path, 'is no GGUF file')
-    if (v:=r.number('<I')) not in (2,3): raise BadFile(path, f'is GGUF version {v}; 2 and 3 can be read')
-    n_tensors,n_values = r.number('<Q'),r.number('<Q')
-    if n_tensors+n_values>len(r.raw): raise BadFile(path, 'is cut short, or no GGUF')
-    said = {r.text():r.value(r.number('<I')) for _ in range(n_values)}
-    infos = [(r.text(),[r.number('<Q') for _ in range(min(r.number('<I'),9))],r.number('<I'),r.number('<Q'))
-             for _ in range(n_tensors)]
+    said,infos = _front(r)
     align = said.get('general.alignment', _align)
     if not isinstance(align, int) or align<1: raise BadFile(path, f'aligns its tensors to {align!r:.40}')
     return said,_rows(r, infos, -(-r.at//align)*align)

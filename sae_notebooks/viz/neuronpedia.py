@@ -59,6 +59,7 @@ _of_activation = dict(bin_min=float, bin_max=float, bin_contains=float, tokens=l
 def _five(v): # five digits, as plain numbers
     return [round(float(x), 5) for x in v]
 
+# %% ../../nbs/viz/50_neuronpedia.ipynb #713590e2
 def _aligned(row):
     "The largest entries of a decoder row, and their shares of its absolute sum."
     v,i = row.detach().float().cpu().topk(min(3,len(row)))
@@ -76,6 +77,7 @@ def _activations(report, at, spans, text, most):
         out.append(dict(bin_min=-1., bin_max=round(top,5), bin_contains=-1., tokens=tokens, values=_five(values)))
     return out
 
+# %% ../../nbs/viz/50_neuronpedia.ipynb #fbe2d548
 def _written(t, k, side):
     rows = t[(t.feature==k)&(t.side==side)] if t is not None else pd.DataFrame(dict(token=[], logit=[]))
     return [str(s) for s in rows.token],_five(rows.logit)

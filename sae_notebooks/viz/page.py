@@ -125,6 +125,7 @@ def _stretches(text, where, most):
     "A text as the page shows it: pairs of stretch and activation."
     return [[visible(p),float(f'{v:.4g}')] for p,v in pieces(text, *where, most=most)]
 
+# %% ../../nbs/viz/30_page.ipynb #f5f78e0d
 def _passages(rows, items, acts, text, caption, o):
     "The cards of the features at `rows`: of each text its stretches and their activations."
     cards,m = _cards(rows, items, acts),items.shape[1]
@@ -178,6 +179,7 @@ def _rows_of_texts(features, rows, most=2000):
     "All features, where they are not too many."
     return range(len(features)) if len(features)<=most else rows
 
+# %% ../../nbs/viz/30_page.ipynb #29be7c89
 def _shown(o):
     "What is to be seen below."
     if o.kind!='text':

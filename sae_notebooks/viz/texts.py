@@ -18,6 +18,7 @@ _blank = {*'\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\u
 
 def _is_hidden(c): return c in _blank or not (c.isprintable() or unicodedata.category(c)=='Zs')
 
+# %% ../../nbs/viz/17_texts.ipynb #4de7e066
 def _sign(c):
     "What stands for a character."
     return _pictures.get(c) or (chr(0x2400+ord(c)) if ord(c)<32 else f'⟨{ord(c):04X}⟩')
