@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['units', 'by_feature', 'by_direction', 'without_unit', 'Intervention', 'save_intervention', 'load_intervention',
-           'SomeFeatures', 'RowEdit', 'NothingChanged', 'Moves', 'Run', 'intervene']
+           'SomeFeatures', 'RowEdit', 'NothingChanged', 'length', 'Moves', 'Run', 'intervene']
 
 # %% ../../nbs/steering/15_intervene.ipynb #8058c06d
 import copy
@@ -236,7 +236,7 @@ class RowEdit:
         self.q,self.base = q,dict(activation=D, quantile=D*q[:,None]).get(self.unit, self.U)
         self.zero = self.features.w['b_dec'] if iv.centre else 0.
         if iv.op=='mix': self.basis = _basis(D)
-        if iv.strength is not None and not isinstance(iv.strength,tuple): self.v = x.new_tensor(iv.strength)
+        self.v = x.new_tensor(iv.strength if isinstance(iv.strength,(int,float)) else 0.) # a list comes row by row
 
     @property
     def lossy(self): return self.iv.op in ('replace','replace_keep_error') # rows change even where nothing is edited
@@ -247,7 +247,7 @@ class RowEdit:
     )->tuple:                 # rows (n, d_in); which changed, bool (n,)
         h = x.to(torch.promote_types(x.dtype, torch.float32))
         self.ready(h)
-        v = getattr(self,'v',h.new_zeros(())) if v is None else v.to(h)[:,None]
+        v = self.v if v is None else v.to(h)[:,None]
         f = self.features(h) if self.reads and self.features else None
         new = self._lossy(h, f, v).to(x.dtype) if self.lossy else None
         if new is None: new,touched = self._added(x, h, f, v)
@@ -260,10 +260,9 @@ class RowEdit:
     def _added(self, x, h, f, v):
         "The rows with what is to be added to them, and which of them it is not zero for."
         if self.iv.op in feature_ops:
-            off = self._off(h, f[:,:self.m], v)
-            touched = (off!=0).any(1)
-            if self._rowwise(h) is not None: off = off*self._rowwise(h)
-            change = off@self.base
+            off,by = self._off(h, f[:,:self.m], v),self._rowwise(h)
+            touched = off[:,0]!=0 if self.m==1 else (off!=0).any(1)
+            change = (off if by is None else off*by)@self.base
         else:
             change = self._change(h, f, v)
             touched = (change!=0).any(1)
@@ -335,23 +334,35 @@ def _check_sae(iv, sae):
 class NothingChanged(UserWarning):
     "An edit left every activation as it was."
 
+def length(
+    x:Tensor, # rows, (n, d_in)
+)->Tensor:    # in float32 at least, (n,)
+    "How long each row is."
+    return torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
+
 class Moves:
     "How far the rows of a batch were moved, summed up row by row."
     def __init__(self): self.parts,self.passes,self.seen,self.sums = [],0,0,np.zeros((3,0))
     def add(self, n:int, item:Tensor|None, x:Tensor, new:Tensor, touched:Tensor):
         "Rows of `n` entries of a batch, `item` says whose each is; None: the same number from each, in order."
-        with torch.no_grad(): self.parts.append((n, item, x.norm(dim=1), (new-x).norm(dim=1), touched))
+        x,new = x.detach(),new.detach()
+        self.parts.append((n, item, length(x), length(new-x), touched))
         self.seen += len(x)
-        if len(self.parts)>=128: self.fold()
+        if len(self.parts)>=256: self.fold()
 
     def fold(self): # (rows changed, sum of rho, largest rho) of each entry
-        for n,item,size,step,touched in self.parts:
-            rho = (step.float()/size.float().clamp_min(1e-12)).cpu().numpy()[touched.cpu().numpy()]
-            if item is None: item = torch.arange(n).repeat_interleave(len(size)//n)
-            at = item.cpu().numpy()[touched.cpu().numpy()]
-            if n>self.sums.shape[1]: self.sums = np.pad(self.sums, ((0,0),(0,n-self.sums.shape[1])))
-            np.add.at(self.sums[0], at, 1); np.add.at(self.sums[1], at, rho); np.maximum.at(self.sums[2], at, rho)
+        alike = {}
+        for n,item,*numbers in self.parts: # passes of one shape are taken together
+            key = (n,len(numbers[0])) if item is None else (n,id(item))
+            alike.setdefault(key, (item,[]))[1].append(numbers)
+        for (n,_),(item,several) in alike.items(): self._fold(n, item, *map(torch.stack, zip(*several)))
         self.parts = []
+    def _fold(self, n, item, size, step, touched): # each (passes, rows)
+        rho = torch.where(touched, step.float()/size.float().clamp_min(1e-12), 0).cpu().numpy()
+        if n>self.sums.shape[1]: self.sums = np.pad(self.sums, ((0,0),(0,n-self.sums.shape[1])))
+        at = np.arange(n).repeat(rho.shape[1]//n) if item is None else item.cpu().numpy()
+        np.add.at(self.sums[0], at, touched.sum(0).cpu().numpy())
+        np.add.at(self.sums[1], at, rho.sum(0)); np.maximum.at(self.sums[2], at, rho.max(0))
     def by_row(self)->pd.DataFrame: # index: the row of the batch; touched, rho_mean, rho_max
         self.fold()
         n,total,most = self.sums

@@ -70,6 +70,7 @@ class Passes:
     "What is known of the forward pass that is going on: `past`, `ids`, `mask`, `pixels`, and how long the prompt is."
     def __init__(self):
         self.depth,self.prompt,self.generating,self.given = -1,None,False,None
+        self.image = None # whether the positions at this place are those of an image
         self.begin()
     def begin(self):
         self.past,self.length,self.n = None,None,None
@@ -168,7 +169,8 @@ def _is_text(model, seen, point, positions):
 
 def _is_image(model, seen, point):
     if not hasattr(model,'is_text'): return seen.ids is None and seen.pixels is not None
-    return not model.is_text(_batch(model, seen), point)
+    if seen.image is None: seen.image = not model.is_text(_batch(model, seen), point) # the same in all passes
+    return seen.image
 
 # %% ../../nbs/steering/12_where.ipynb #a3d21c58
 def _batch(model, seen):
