@@ -128,7 +128,7 @@ def test_set_to_what_it_is(made, kind):
             for unit in ('activation','contribution'):
                 edit = RowEdit(Intervention(point,'set',features=3,strength=0.,unit=unit), sae)
                 edit(rows)
-                f = edit.features(rows.float())*edit._per_unit(rows.float())
+                f = edit.features(rows.float())*edit.per_feature(rows.float())
                 new,touched = edit(rows, f[:,0])
                 assert same(new, rows) and not touched.any(), (point,architecture,unit)
 

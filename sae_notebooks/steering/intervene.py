@@ -30,7 +30,7 @@ from ..models.positions import as_sequence, from_sequence, put_rows, take_rows
 from ..models.sites import resolve
 from ..saes.base import SAE, Autoencoder
 from ..saes.gated import magnitude
-from .operators import (add_change, add_relative_change, add_where, feature_change, feature_ops, gates,
+from .operators import (add_change, add_relative_change, add_where, feature_ops, gates,
     guided_change, mix_change, project_cap_change, project_set_change, unit_rows)
 from .where import check_where, positions_to_edit, watch
 from ..training.origin import trained_at
@@ -41,6 +41,7 @@ by_feature = (*feature_ops,'replace','replace_keep_error','guided')             
 by_direction = ('add','add_relative','project_set','project_cap','mix')
 without_unit = ('scale','ablate','mix','add_relative','guided')
 
+# %% ../../nbs/steering/15_intervene.ipynb #44b4963e
 @dataclass(frozen=True)
 class Intervention:
     "What to do to which features or directions, how much, at which hook point and positions."
@@ -63,7 +64,7 @@ class Intervention:
         _check(self)
     def at(self, strength)->'Intervention': return replace(self, strength=strength) # the same with another strength
     @property
-    def needs_sae(self)->bool: return self.op in by_feature or bool(self.features) or self.when is not None or self.centre
+    def needs_sae(self)->bool: return self.op in by_feature or bool(self.features or self.when) or self.centre
     @property
     def needs_strength(self)->bool: return self.op!='ablate' and not (self.op=='replace' and not self.features)
     @property
@@ -74,10 +75,11 @@ class Intervention:
     def from_dict(d:dict)->'Intervention': # what `to_dict` gave, or JSON made of it
         unknown = sorted(set(d)-{f.name for f in fields(Intervention)})
         if unknown: raise BadInput(f'an intervention has no {", ".join(unknown)}')
-        if lost := [k for k in ('point','op') if k not in d]: raise BadInput(f'an intervention needs {" and ".join(lost)}')
+        if lost := [k for k in ('point','op') if k not in d]:
+            raise BadInput(f'an intervention needs {" and ".join(lost)}')
         return Intervention(**d)
 
-
+# %% ../../nbs/steering/15_intervene.ipynb #661fe935
 _defaults = {f.name:f.default for f in fields(Intervention) if f.name not in ('point','op')}
 
 # %% ../../nbs/steering/15_intervene.ipynb #56ec1462
@@ -102,12 +104,13 @@ def _index(v): return isinstance(v, numbers.Integral) and not isinstance(v, bool
 def _check(iv):
     "Raises `BadInput` for what cannot be meant."
     if iv.op not in by_feature+by_direction:
-        more = '; four different edits are called clamp: set, floor, replace, project_set' if 'clamp' in str(iv.op) else ''
+        more = '; what is called clamp is one of set, floor, replace, project_set' if 'clamp' in str(iv.op) else ''
         raise BadInput(f'no operator {iv.op!r}; there are: {", ".join(by_feature+by_direction)}{more}')
     for k,known in (('unit',units),('gate',gates)):
         if getattr(iv,k) not in known: raise BadInput(f'{k} must be one of {", ".join(known)}, not {getattr(iv,k)!r}')
     check_where(iv.where)
-    if not (isinstance(iv.point, str) and iv.point): raise BadInput(f'point must be the name of a hook point, not {iv.point!r}')
+    if not (isinstance(iv.point, str) and iv.point):
+        raise BadInput(f'point must be the name of a hook point, not {iv.point!r}')
     odd = [i for i in iv.features if not _index(i)]
     if odd: raise BadInput(f'features must be whole numbers from 0, not {odd[0]!r}')
     if len(set(iv.features))<len(iv.features): raise BadInput(f'a feature is named twice: {list(iv.features)}')
@@ -117,15 +120,16 @@ def _check(iv):
 # %% ../../nbs/steering/15_intervene.ipynb #fbb02ffc
 def _check_what(iv):
     given = bool(iv.features)+(iv.directions is not None)
-    if iv.op in by_feature and iv.directions is not None: raise BadInput(f'{iv.op} reads features: name features, not directions')
-    if iv.op!='replace' and given!=1: raise BadInput(f'{iv.op} needs features'+' or directions'*(iv.op in by_direction))
+    if iv.op in by_feature and iv.directions is not None:
+        raise BadInput(f'{iv.op} reads features: name features, not directions')
+    if iv.op!='replace' and given!=1:
+        raise BadInput(f'{iv.op} needs features'+' or directions'*(iv.op in by_direction))
     if iv.op=='project_cap' and len(iv.features or iv.directions)>1:
         raise BadInput('project_cap takes one direction: give several interventions, which act one after the other')
-    if iv.op in without_unit and iv.unit!='contribution': raise BadInput(f'the strength of {iv.op} is a ratio: it has no unit')
+    if iv.op in without_unit and iv.unit!='contribution':
+        raise BadInput(f'the strength of {iv.op} is a ratio: it has no unit')
     if iv.op!='guided' and iv.gate!='one': raise BadInput(f'gate is an option of guided, not of {iv.op}')
     if (iv.unit=='quantile')!=(iv.quantiles is not None): raise BadInput('unit quantile and quantiles belong together')
-    if iv.unit=='activation' and not iv.features and iv.directions is None and iv.op!='replace':
-        raise BadInput('unit activation needs features')
 
 # %% ../../nbs/steering/15_intervene.ipynb #5ed90db0
 def _check_numbers(iv):
@@ -168,7 +172,8 @@ def load_intervention(
     beside = d.get('directions')
     if isinstance(beside, dict):
         rows = load_tensors(path.with_suffix('.safetensors')).get('directions', torch.zeros(0,0)).tolist()
-        if fingerprint(rows)!=beside.get('key'): raise BadFile(path.with_suffix('.safetensors'), 'holds other directions')
+        if fingerprint(rows)!=beside.get('key'):
+            raise BadFile(path.with_suffix('.safetensors'), 'holds other directions')
         d['directions'] = rows
     try: return Intervention.from_dict(d)
     except (BadInput, TypeError) as e: raise BadFile(path, str(e)) from e
@@ -176,6 +181,17 @@ def load_intervention(
 Intervention.save,Intervention.load = save_intervention,staticmethod(load_intervention)
 
 # %% ../../nbs/steering/15_intervene.ipynb #6fca52b4
+def _weights_of(sae, i, put):
+    "What a few features are read with, their bias less what b_dec would take off."
+    i = i.to(sae.enc.device)
+    enc = sae.enc[i]
+    w = dict(enc=put(enc), b=put(sae.b_enc[i]-enc@sae.b_dec), D=put(sae.W_dec[i]), b_dec=put(sae.b_dec))
+    if sae.architecture=='gated': w |= dict(own=put(sae.b_enc[i]), r=put(sae.r_mag[i].exp()), mag=put(sae.b_mag[i]))
+    theta = getattr(sae,'threshold',None)
+    if theta is not None: w['theta'] = put(theta[i] if theta.ndim else theta).clamp_min(0)
+    return w
+
+# %% ../../nbs/steering/15_intervene.ipynb #4e05f304
 class SomeFeatures:
     "Reads a few features of an SAE; the SAE goes to where the rows are."
     alone = ('relu','jumprelu','batchtopk','matryoshka','gated')
@@ -188,13 +204,8 @@ class SomeFeatures:
 
     def ready(self, x:Tensor): # the weights where rows are, in their precision
         if self.place==(x.device,x.dtype): return
-        self.place,sae,i = (x.device,x.dtype),self.sae,self.at.to(self.sae.enc.device)
-        def put(t): return t.detach().to(x.device, x.dtype)
-        enc,b_dec = sae.enc[i],sae.b_dec
-        self.w = dict(enc=put(enc), b=put(sae.b_enc[i]-enc@b_dec), D=put(sae.W_dec[i]), b_dec=put(b_dec))
-        if sae.architecture=='gated': self.w|=dict(own=put(sae.b_enc[i]), r=put(sae.r_mag[i].exp()), mag=put(sae.b_mag[i]))
-        theta = getattr(sae,'threshold',None)
-        if theta is not None: self.w['theta'] = put(theta[i] if theta.ndim else theta).clamp_min(0)
+        self.place = (x.device,x.dtype)
+        self.w = _weights_of(self.sae, self.at, lambda t: t.detach().to(x.device, x.dtype))
 
     def whole(self, x:Tensor)->SAE: # the SAE on the device of rows; the user's own stays where it is
         if self.sae.enc.device!=x.device: self.sae = copy.deepcopy(self.sae).to(x.device)
@@ -209,22 +220,18 @@ class SomeFeatures:
         return pre*(pre>w['theta']) if 'theta' in w else pre.relu()
 
 # %% ../../nbs/steering/15_intervene.ipynb #5b3b58b5
-class RowEdit:
-    "An intervention made ready: rows of a model's activations to what becomes of them."
-    def __init__(self,
-        iv:Intervention,   # what to do
-        sae:SAE|None=None, # whose features are named
-    ):
-        self.iv,self.sae = iv,sae
+class _Ready:
+    "What an intervention needs to know of its SAE, where the rows are."
+    def __init__(self, iv, sae):
+        self.iv,self.sae,self.place,self.m = iv,sae,None,len(iv.features)
         _check_sae(iv, sae)
-        self.m = len(iv.features)
         wanted = iv.features+((iv.when[0],) if iv.when and iv.when[0] not in iv.features else ())
         self.gated_by = wanted.index(iv.when[0]) if iv.when else None
         self.reads = iv.op in by_feature or iv.when is not None
+        self.lossy = iv.op in ('replace','replace_keep_error') # rows change even where nothing is edited
         self.features = SomeFeatures(sae, wanted) if iv.needs_sae else None
         self.scaled = sae is not None and bool(iv.features) and type(sae).restore is not Autoencoder.restore
         self.unit = 'activation' if iv.op in feature_ops and iv.op in without_unit else iv.unit # a factor
-        self.place = None
 
     def ready(self, x): # what does not depend on the rows
         if self.place==(x.device,x.dtype): return
@@ -238,8 +245,73 @@ class RowEdit:
         if iv.op=='mix': self.basis = _basis(D)
         self.v = x.new_tensor(iv.strength if isinstance(iv.strength,(int,float)) else 0.) # a list comes row by row
 
-    @property
-    def lossy(self): return self.iv.op in ('replace','replace_keep_error') # rows change even where nothing is edited
+# %% ../../nbs/steering/15_intervene.ipynb #4b2a8933
+def _basis(D): # orthonormal rows that span those of D
+    q,r = torch.linalg.qr(D.T)
+    return q.T[r.diagonal().abs()>1e-6*D.norm()]
+
+# %% ../../nbs/steering/15_intervene.ipynb #5c1ebe6e
+class _InUnits(_Ready):
+    def per_row(self, h):
+        "What one number of the SAE's space is in the model's, (n, 1); None: the same."
+        if not self.scaled: return None
+        zero = torch.zeros_like(h)
+        return (self.sae.restore(zero+1, h)-self.sae.restore(zero, h))[:,:1]
+    def per_feature(self, h):
+        "How large a feature of 1 is in the unit of the strength, (m,) or (n, m)."
+        if self.unit=='activation': return 1.
+        if self.unit=='quantile': return 1/self.q
+        s = self.per_row(h)
+        k = self.norm if s is None else self.norm*s
+        return k if self.unit=='contribution' else k/h.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    def per_step(self, h):
+        "What the steps of a row are to be multiplied by, (n, 1); None: nothing."
+        if self.unit in ('activation','quantile'): return self.per_row(h)
+        return h.norm(dim=1, keepdim=True) if self.unit=='norm' else None
+    def off(self, h, f, v):
+        "By how much each feature is off what it is to be, in the unit of the strength, (n, m)."
+        a = f*self.per_feature(h)
+        return feature_ops['set' if self.lossy else self.iv.op](a, v)-a
+
+# %% ../../nbs/steering/15_intervene.ipynb #fbf00540
+class _Ways(_InUnits):
+    def added(self, x, h, f, v):
+        "Rows with what is to be added to them, and which of them it is not zero for."
+        if self.iv.op in feature_ops:
+            off,by = self.off(h, f[:,:self.m], v),self.per_step(h)
+            touched = off[:,0]!=0 if self.m==1 else (off!=0).any(1)
+            change = (off if by is None else off*by)@self.base
+        else:
+            change = self.along(h, f, v)
+            touched = (change!=0).any(1)
+        return add_where(x, change, touched),touched
+    def along(self, h, f, v):
+        "What the operators of directions add, (n, d_in)."
+        op,iv = self.iv.op,self.iv
+        if op=='guided': return guided_change(h, f[:,:self.m], v, self.D, iv.gate)
+        if op=='add_relative': return add_relative_change(h, v, self.U)
+        if op=='mix': return mix_change(h, v, self.basis)
+        by = self.per_step(h)
+        if op=='add': return add_change(v if by is None else v*by, self.base, len(h))
+        size = 1. if self.unit in ('contribution','norm') else self.base.norm(dim=1)
+        put = project_set_change if op=='project_set' else project_cap_change
+        return put(h-self.zero, v*size*(1. if by is None else by), self.U)
+
+# %% ../../nbs/steering/15_intervene.ipynb #f3381730
+class RowEdit(_Ways):
+    "An intervention made ready: rows of a model's activations to what becomes of them."
+    def __init__(self,
+        iv:Intervention,   # what to do
+        sae:SAE|None=None, # whose features are named
+    ): super().__init__(iv, sae)
+
+    def replaced(self, h, f, v):
+        "The SAE's reconstruction with features set, (n, d_in)."
+        codes,sae = self.features.codes(h),self.features.sae
+        plain = changed = sae.decode(codes).to(h.dtype)
+        if self.m: changed = plain+self.off(h, f[:,:self.m], v)/self.per_feature(h)@self.D
+        changed = sae.restore(changed, h)
+        return changed if self.iv.op=='replace' else changed+(h-sae.restore(plain, h))
 
     def __call__(self,
         x:Tensor,             # rows, (n, d_in)
@@ -248,73 +320,14 @@ class RowEdit:
         h = x.to(torch.promote_types(x.dtype, torch.float32))
         self.ready(h)
         v = self.v if v is None else v.to(h)[:,None]
-        f = self.features(h) if self.reads and self.features else None
-        new = self._lossy(h, f, v).to(x.dtype) if self.lossy else None
-        if new is None: new,touched = self._added(x, h, f, v)
-        else: touched = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        if self.gated_by is not None: touched = touched&(f[:,self.gated_by]>self.iv.when[1])
-        if self.lossy or self.gated_by is not None: new = torch.where(touched[:,None], new, x)
+        f = self.features(h) if self.reads else None
+        if self.lossy: new,touched = self.replaced(h, f, v).to(x.dtype),torch.ones_like(x[:,0], dtype=torch.bool)
+        else: new,touched = self.added(x, h, f, v)
+        if self.gated_by is not None:
+            touched = touched&(f[:,self.gated_by]>self.iv.when[1])
+            new = torch.where(touched[:,None], new, x)
         if x.dtype in (torch.float16,torch.bfloat16): touched = touched&(new!=x).any(1) # a step may be rounded away
         return new,touched
-
-    def _added(self, x, h, f, v):
-        "The rows with what is to be added to them, and which of them it is not zero for."
-        if self.iv.op in feature_ops:
-            off,by = self._off(h, f[:,:self.m], v),self._rowwise(h)
-            touched = off[:,0]!=0 if self.m==1 else (off!=0).any(1)
-            change = (off if by is None else off*by)@self.base
-        else:
-            change = self._change(h, f, v)
-            touched = (change!=0).any(1)
-        return add_where(x, change, touched),touched
-
-    def _per_unit(self, h):
-        "How large a feature of 1 is in the unit of the strength, (m,) or (n, m)."
-        unit,s = self.unit,self._scale(h)
-        if unit=='activation': return 1.
-        if unit=='quantile': return 1/self.q
-        k = self.norm if s is None else self.norm*s
-        return k if unit=='contribution' else k/h.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    def _scale(self, h):
-        "What one number of the SAE's space is in the model's, for an SAE that normalises each row, (n, 1)."
-        if not self.scaled: return None
-        zero = torch.zeros_like(h)
-        return (self.sae.restore(zero+1, h)-self.sae.restore(zero, h))[:,:1]
-    def _rowwise(self, h):
-        "What the steps of a row are to be multiplied by, (n, 1); None: nothing."
-        if self.unit in ('activation','quantile'): return self._scale(h)
-        return h.norm(dim=1, keepdim=True) if self.unit=='norm' else None
-    def _off(self, h, f, v):
-        "By how much each feature is off what it is to be, in the unit of the strength, (n, m)."
-        a = f*self._per_unit(h)
-        return feature_ops['set' if self.lossy else self.iv.op](a, v)-a
-
-# %% ../../nbs/steering/15_intervene.ipynb #4b2a8933
-def _basis(D): # orthonormal rows that span those of D
-    q,r = torch.linalg.qr(D.T)
-    return q.T[r.diagonal().abs()>1e-6*D.norm()]
-
-def _by_direction(self, h, f, v):
-    "What the other operators add, (n, d_in)."
-    op,iv = self.iv.op,self.iv
-    if op=='guided': return guided_change(h, f[:,:self.m], v, self.D, iv.gate)
-    if op=='add_relative': return add_relative_change(h, v, self.U)
-    if op=='mix': return mix_change(h, v, self.basis)
-    by = self._rowwise(h)
-    if op=='add': return add_change(v if by is None else v*by, self.base, len(h))
-    size = 1. if iv.unit=='contribution' else by if iv.unit=='norm' else self.base.norm(dim=1)*(1. if by is None else by)
-    return (project_set_change if op=='project_set' else project_cap_change)(h-self.zero, v*size, self.U)
-
-def _by_replacing(self, h, f, v):
-    "The SAE's reconstruction with features set, (n, d_in)."
-    codes,sae = self.features.codes(h),self.features.sae
-    plain = sae.decode(codes).to(h.dtype)
-    changed = plain
-    if self.m: changed = plain+feature_change(0., self._off(h, f[:,:self.m], v)/self._per_unit(h), self.D)
-    changed = sae.restore(changed, h)
-    return changed if self.iv.op=='replace' else changed+(h-sae.restore(plain, h))
-
-RowEdit._change,RowEdit._lossy = _by_direction,_by_replacing
 
 # %% ../../nbs/steering/15_intervene.ipynb #d5941305
 def _check_sae(iv, sae):
@@ -328,7 +341,8 @@ def _check_sae(iv, sae):
     odd = [i for i in wanted if i>=sae.d_sae]
     if odd: raise BadInput(f'there is no feature {odd[0]}: the SAE has {sae.d_sae}, 0 to {sae.d_sae-1}')
     rows = iv.directions
-    if rows and len(rows[0])!=sae.d_in: raise BadInput(f'directions have {len(rows[0])} numbers, the SAE reads {sae.d_in}')
+    if rows and len(rows[0])!=sae.d_in:
+        raise BadInput(f'directions have {len(rows[0])} numbers, the SAE reads {sae.d_in}')
 
 # %% ../../nbs/steering/15_intervene.ipynb #e436a6ab
 class NothingChanged(UserWarning):
@@ -340,6 +354,14 @@ def length(
     "How long each row is."
     return torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
 
+# %% ../../nbs/steering/15_intervene.ipynb #10be0b0d
+def _sum_up(sums, n, item, size, step, touched): # each (passes, rows)
+    rho = torch.where(touched, step.float()/size.float().clamp_min(1e-12), 0).cpu().numpy()
+    at = np.arange(n).repeat(rho.shape[1]//n) if item is None else item.cpu().numpy()
+    np.add.at(sums[0], at, touched.sum(0).cpu().numpy())
+    np.add.at(sums[1], at, rho.sum(0)); np.maximum.at(sums[2], at, rho.max(0))
+
+# %% ../../nbs/steering/15_intervene.ipynb #b11da37d
 class Moves:
     "How far the rows of a batch were moved, summed up row by row."
     def __init__(self): self.parts,self.passes,self.seen,self.sums = [],0,0,np.zeros((3,0))
@@ -355,14 +377,10 @@ class Moves:
         for n,item,*numbers in self.parts: # passes of one shape are taken together
             key = (n,len(numbers[0])) if item is None else (n,id(item))
             alike.setdefault(key, (item,[]))[1].append(numbers)
-        for (n,_),(item,several) in alike.items(): self._fold(n, item, *map(torch.stack, zip(*several)))
+        for (n,_),(item,several) in alike.items():
+            self.sums = np.pad(self.sums, ((0,0),(0,max(0,n-self.sums.shape[1]))))
+            _sum_up(self.sums, n, item, *map(torch.stack, zip(*several)))
         self.parts = []
-    def _fold(self, n, item, size, step, touched): # each (passes, rows)
-        rho = torch.where(touched, step.float()/size.float().clamp_min(1e-12), 0).cpu().numpy()
-        if n>self.sums.shape[1]: self.sums = np.pad(self.sums, ((0,0),(0,n-self.sums.shape[1])))
-        at = np.arange(n).repeat(rho.shape[1]//n) if item is None else item.cpu().numpy()
-        np.add.at(self.sums[0], at, touched.sum(0).cpu().numpy())
-        np.add.at(self.sums[1], at, rho.sum(0)); np.maximum.at(self.sums[2], at, rho.max(0))
     def by_row(self)->pd.DataFrame: # index: the row of the batch; touched, rho_mean, rho_max
         self.fold()
         n,total,most = self.sums
@@ -370,11 +388,12 @@ class Moves:
     def summary(self)->dict: # of all rows
         self.fold()
         n,total,most = self.sums
-        return dict(seen=self.seen, touched=int(n.sum()), rho_mean=float(total.sum()/max(n.sum(),1)), rho_max=float(most.max(initial=0)))
+        mean = float(total.sum()/max(n.sum(),1))
+        return dict(seen=self.seen, touched=int(n.sum()), rho_mean=mean, rho_max=float(most.max(initial=0)))
 
 # %% ../../nbs/steering/15_intervene.ipynb #1dc4c203
-class _AtPoint:
-    "One intervention at work at its hook point."
+class _Chosen:
+    "One intervention, its strengths and its positions, at its hook point."
     def __init__(self, model, seen, iv, sae, mask, prompt):
         self.model,self.seen,self.iv,self.mask,self.prompt = model,seen,iv,mask,prompt
         self.edit,self.moves = RowEdit(iv, sae),Moves()
@@ -398,6 +417,20 @@ class _AtPoint:
         if isinstance(at, bool): return at
         return at.any().item() and (at.all().item() or at)
 
+# %% ../../nbs/steering/15_intervene.ipynb #32fc7fd4
+class _AtPoint(_Chosen):
+    "One intervention at work."
+    def checked(self, act):
+        iv,sae = self.iv,self.edit.sae
+        if not isinstance(act, Tensor): raise BadInput(f'{iv.point!r} gives no tensor: hook another module')
+        seq = as_sequence(act)
+        if act.ndim==2 and iv.where not in ('all','prompt'):
+            raise BadInput(f'{iv.point!r} gives one vector an item, where={iv.where!r} asks which of several: use all')
+        d = sae.d_in if iv.needs_sae else len(iv.directions[0])
+        if d==seq.shape[2]: return seq
+        what = 'the SAE reads rows' if iv.needs_sae else 'directions are rows'
+        found = f'{iv.point!r} gives rows of {seq.shape[2]}'
+        raise BadInput(f'{what} of {d} numbers, and {found}: another SAE, or another point')
     def __call__(self, act):
         "The activation with its rows edited."
         seq = self.checked(act)
@@ -411,18 +444,7 @@ class _AtPoint:
         self.moves.add(n, None if at is True else at.nonzero()[:,0], rows, new, touched)
         if at is True: new = from_sequence(new.reshape(seq.shape), act)
         else: new = put_rows(act, at, new)
-        return new if new.stride()==act.stride() else torch.empty_like(act).copy_(new) # what follows may depend on the layout
-
-    def checked(self, act):
-        iv,sae = self.iv,self.edit.sae
-        if not isinstance(act, Tensor): raise BadInput(f'{iv.point!r} gives no tensor: hook another module')
-        seq = as_sequence(act)
-        if act.ndim==2 and iv.where not in ('all','prompt'):
-            raise BadInput(f'{iv.point!r} gives one vector an item, and where={iv.where!r} asks which of several: use all')
-        d = sae.d_in if iv.needs_sae else len(iv.directions[0])
-        if d==seq.shape[2]: return seq
-        what = 'the SAE reads rows' if iv.needs_sae else 'directions are rows'
-        raise BadInput(f'{what} of {d} numbers, and {iv.point!r} gives rows of {seq.shape[2]}: another SAE, or another point')
+        return new if new.stride()==act.stride() else torch.empty_like(act).copy_(new) # convolutions mind the layout
 
 # %% ../../nbs/steering/15_intervene.ipynb #442eeb63
 class Run:
@@ -438,11 +460,43 @@ class Run:
     def idle(self)->list: # why an intervention changed nothing, for each that did not
         return [f'{s.iv.label}: {_why_idle(s)}' for s in self.steps if not s.moves.summary()['touched']]
 
+# %% ../../nbs/steering/15_intervene.ipynb #5a31f523
 def _why_idle(s):
     if not s.moves.passes: return 'no forward pass came by its hook point in this block'
     if not s.moves.seen: return f'where={s.iv.where!r} named no position'
     silent = 'the features are silent, or ' if s.iv.op in ('scale','ablate','cap') or s.iv.when else ''
     return f'none of {s.moves.seen} rows changed: {silent}the strength is what they have already'
+
+# %% ../../nbs/steering/15_intervene.ipynb #43759c6c
+def _in_turn(steps):
+    def edit(act):
+        for s in steps: act = s(act)
+        return act
+    return edit
+
+def _sae_for(net, iv, sae, allow_other):
+    "The SAE of an intervention, seen to be of its hook point as far as that is recorded."
+    if isinstance(sae, dict): sae = next((s for p,s in sae.items() if resolve(net,p)==resolve(net,iv.point)), None)
+    was = trained_at(sae).get('point') if iv.needs_sae and sae is not None else None
+    if was is None or allow_other: return sae
+    try: same = resolve(net, was)==resolve(net, iv.point)
+    except BadInput: same = False
+    if same: return sae
+    raise BadInput(f'the SAE was trained at {was}, and the intervention is at {iv.point}: '
+                   'ask for it by allow_other=True')
+
+@contextmanager
+def _noted(model, passes):
+    "Each batch that the model makes ready is known to those who ask for its roles."
+    own,before = 'inputs' in vars(model),model.inputs
+    def inputs(batch):
+        for p in passes: p.batch = batch
+        return before(batch)
+    model.inputs = inputs
+    try: yield
+    finally:
+        if own: model.inputs = before
+        else: del model.inputs
 
 # %% ../../nbs/steering/15_intervene.ipynb #1e7b5074
 @contextmanager
@@ -474,33 +528,3 @@ def intervene(
         yield run
     if warn:
         for why in run.idle(): warnings.warn(why, NothingChanged, stacklevel=3)
-
-# %% ../../nbs/steering/15_intervene.ipynb #43759c6c
-def _in_turn(steps):
-    def edit(act):
-        for s in steps: act = s(act)
-        return act
-    return edit
-
-def _sae_for(net, iv, sae, allow_other):
-    "The SAE of an intervention, seen to be of its hook point as far as that is recorded."
-    if isinstance(sae, dict): sae = next((s for p,s in sae.items() if resolve(net,p)==resolve(net,iv.point)), None)
-    was = trained_at(sae).get('point') if iv.needs_sae and sae is not None else None
-    if was is None or allow_other: return sae
-    try: same = resolve(net, was)==resolve(net, iv.point)
-    except BadInput: same = False
-    if same: return sae
-    raise BadInput(f'the SAE was trained at {was}, and the intervention is at {iv.point}: ask for it by allow_other=True')
-
-@contextmanager
-def _noted(model, passes):
-    "Each batch that the model makes ready is known to those who ask for its roles."
-    own,before = 'inputs' in vars(model),model.inputs
-    def inputs(batch):
-        for p in passes: p.batch = batch
-        return before(batch)
-    model.inputs = inputs
-    try: yield
-    finally:
-        if own: model.inputs = before
-        else: del model.inputs

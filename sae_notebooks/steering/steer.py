@@ -24,13 +24,14 @@ def check_items(
 )->list:
     "The items as a list. Raises `BadInput` for what the model cannot go on from."
     items,takes = [items] if isinstance(items,str) else list(items),model.takes
-    if type(model).generate is Backbone.generate: raise BadInput(f'{model.name} does not write text: it reads {takes[0]}s')
+    if type(model).generate is Backbone.generate: raise BadInput(f'{model.name} does not write text')
     if not items: raise BadInput('there are no items: give prompts'+' with images'*('image+text' in takes))
     pairs = 'image+text' in takes
     for i,x in enumerate(items):
         is_pair = isinstance(x,(tuple,list)) and len(x)==2 and isinstance(x[1],str) and not isinstance(x[0],str)
-        if pairs and not is_pair: raise BadInput(f'{model.name} wants pairs of an image and a prompt; item {i} is a {type(x).__name__}')
-        if not pairs and not isinstance(x,str): raise BadInput(f'{model.name} wants texts; item {i} is a {type(x).__name__}')
+        wants = 'pairs of an image and a prompt' if pairs else 'texts'
+        if not (is_pair if pairs else isinstance(x,str)):
+            raise BadInput(f'{model.name} wants {wants}; item {i} is a {type(x).__name__}')
         if not (x[1] if pairs else x).strip(): raise BadInput(f'the prompt of item {i} is empty')
     return items
 
@@ -52,8 +53,8 @@ def steer(
     out,size = [],batch_size or len(rows)
     for a in range(0,len(rows),size): out.append(_some(model, items, ivs, sae, rows[a:a+size], mask, options))
     t = pd.concat(out, ignore_index=True)
-    if not t.touched.any() and any(v is not None for _,_,v in rows):
-        warnings.warn(f'no text was moved: {t.why[0]}', NothingChanged, stacklevel=2)
+    idle = not t.touched.any() and any(v is not None for _,_,v in rows)
+    if idle: warnings.warn(f'no text was moved: {t.why[0]}', NothingChanged, stacklevel=2)
     return t[['item','strength','text','rho']]
 
 # %% ../../nbs/steering/17_steer.ipynb #ae699d3c
@@ -65,10 +66,12 @@ def _rows(ivs, n, strengths):
         if not strengths: raise BadInput('there are no strengths: leave them out, or give at least one')
         return [(i, v, None if v is None else [v]*len(ivs)) for v in strengths for i in range(n)]
     for iv in ivs:
-        if iv.strength is None and iv.needs_strength: raise BadInput(f'{iv.label} has no strength: give it one, or strengths=')
+        if iv.strength is None and iv.needs_strength:
+            raise BadInput(f'{iv.label} has no strength: give it one, or strengths=')
         if isinstance(iv.strength,tuple) and len(iv.strength)!=n:
             raise BadInput(f'{len(iv.strength)} strengths for {n} items: give one for each item, or strengths=')
-    own = [iv.strength if isinstance(iv.strength,tuple) else (0. if iv.strength is None else iv.strength,)*n for iv in ivs]
+    def of(v): return v if isinstance(v,tuple) else (v or 0.,)*n
+    own = [of(iv.strength) for iv in ivs]
     return [(i, own[0][i], [v[i] for v in own]) for i in range(n)]
 
 # %% ../../nbs/steering/17_steer.ipynb #ce002999

@@ -50,7 +50,8 @@ def where_mask(
     name,a,b = check_where(where)
     given = place<prompt[:,None]
     roles = torch.where(~given&(roles==SPECIAL), CONTENT, roles) # a token that the model wrote
-    if image and name in ('last','generated'): raise BadInput(f'where={name!r} asks for the order of a text: use patches')
+    if image and name in ('last','generated'):
+        raise BadInput(f'where={name!r} asks for the order of a text: use patches')
     if name=='span': return (place>=a)&(place<b)&(roles!=PAD)
     if name=='mask': return _named_places(mask, place)&(roles!=PAD)
     rule = name if name in ('cls','patches') else 'all'
@@ -66,8 +67,8 @@ def _named_places(mask, place):
     return mask.gather(1, place.clamp(0, mask.shape[1]-1))&(place>=0)&(place<mask.shape[1])
 
 # %% ../../nbs/steering/12_where.ipynb #90a728c4
-class Passes:
-    "What is known of the forward pass that is going on: `past`, `ids`, `mask`, `pixels`, and how long the prompt is."
+class _Told:
+    "What the modules around a place are told."
     def __init__(self):
         self.depth,self.prompt,self.generating,self.given = -1,None,False,None
         self.image = None # whether the positions at this place are those of an image
@@ -82,13 +83,17 @@ class Passes:
         cache,mask = kw.get('past_key_values'),kw.get('attention_mask')
         if self.past is None and hasattr(cache,'get_seq_length'): self.past = int(cache.get_seq_length())
         if self.mask is None and isinstance(mask,Tensor) and mask.ndim==2: self.mask = mask
-        read = next((t for t in (kw.get('input_ids'),kw.get('inputs_embeds'),*args[:1]) if isinstance(t,Tensor)), None)
+        given = kw.get('input_ids'),kw.get('inputs_embeds'),*args[:1]
+        read = next((t for t in given if isinstance(t,Tensor)), None)
         pixels = kw.get('pixel_values', read if read is not None and read.ndim==4 else None)
         if self.pixels is None: self.pixels = pixels
         if self.n is not None or read is None or read.ndim==4: return
         if read.ndim==2 and not read.is_floating_point(): self.ids = read
         if self.ids is not None or read.ndim==3: self.n,self.length = read.shape[:2]
 
+# %% ../../nbs/steering/12_where.ipynb #e0628888
+class Passes(_Told):
+    "What is known of the forward pass that is going on: `past`, `ids`, `mask`, `pixels`, and how long the prompt is."
     @property
     def start(self)->int: # columns that the cache holds
         return self.past or 0
@@ -151,15 +156,18 @@ def positions_to_edit(
     after = text and prompt is None and seen.start>=seen.prompt_columns()
     if after and where in ('all','generated'): return True
     if after and where in ('prompt','last','patches','cls'): return False
-    roles = _roles(model, seen, point, n, positions)
+    roles,(place,given) = _roles(model, seen, point, n, positions),_counted(seen, n, positions, text)
+    if text: roles = torch.where(place<0, PAD, roles)
+    if prompt is not None: given = torch.as_tensor(prompt).repeat_interleave(n//len(prompt))
+    return where_mask(where, roles, place, given, _is_image(model, seen, point), special, mask)
+
+# %% ../../nbs/steering/12_where.ipynb #3f2936a9
+def _counted(seen, n, positions, text):
+    "The place of each position, and the real tokens of each prompt; an image is all prompt."
     real = seen.real() if text else None
-    if real is not None: place,columns = places_of(real.cpu(), seen.start),real.cpu()[:,:seen.prompt_columns()].sum(1)
-    else:
-        first,last = (seen.start,seen.prompt_columns()) if text else (0,positions)
-        place,columns = torch.arange(first,first+positions).expand(n,-1),torch.full((n,), last)
-    if real is not None: roles = torch.where(place<0, PAD, roles)
-    if prompt is not None: columns = torch.as_tensor(prompt).repeat_interleave(n//len(prompt))
-    return where_mask(where, roles, place, columns, _is_image(model, seen, point), special, mask)
+    if real is not None: return places_of(real.cpu(), seen.start),real.cpu()[:,:seen.prompt_columns()].sum(1)
+    first,last = (seen.start,seen.prompt_columns()) if text else (0,positions)
+    return torch.arange(first,first+positions).expand(n,-1),torch.full((n,), last)
 
 # %% ../../nbs/steering/12_where.ipynb #40af7aed
 def _is_text(model, seen, point, positions):
