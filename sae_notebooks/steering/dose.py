@@ -120,7 +120,7 @@ def split_prompts(
     first = place<(n*share).round().clip(1, n-1)
     return mixed[first].sort_index().reset_index(drop=True),mixed[~first].sort_index().reset_index(drop=True)
 
-# %% ../../nbs/steering/50_dose.ipynb #101cdd9d
+# %% ../../nbs/steering/50_dose.ipynb #a75682ab
 def at_rho(
     curve:pd.DataFrame, # from `Dose.curve`, with a column rho
     rho:float,          # how far rows are moved, in units of their length
@@ -129,6 +129,7 @@ def at_rho(
     c = curve.sort_values('rho')
     return float(np.interp(rho, c.rho, c.success, left=np.nan, right=np.nan))
 
+# %% ../../nbs/steering/50_dose.ipynb #77383c84
 def at_cost(
     curve:pd.DataFrame, # from `Dose.curve`
     budget:float,       # nats for each token of human texts

@@ -82,8 +82,10 @@ class Intervention:
 # %% ../../nbs/steering/15_intervene.ipynb #661fe935
 _defaults = {f.name:f.default for f in fields(Intervention) if f.name not in ('point','op')}
 
-# %% ../../nbs/steering/15_intervene.ipynb #56ec1462
+# %% ../../nbs/steering/15_intervene.ipynb #5af753a0
 def _listed(v): return v.tolist() if hasattr(v,'tolist') else v
+
+# %% ../../nbs/steering/15_intervene.ipynb #34d575d1
 def _tuple(v): return tuple(v) if isinstance(v, (list,tuple,range)) else (v,)
 
 def _plain(iv):

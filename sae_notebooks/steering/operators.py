@@ -96,7 +96,7 @@ def add_relative_change(
     "A step as long as a share of the row."
     return v*x.norm(dim=1, keepdim=True)*units.sum(0)
 
-# %% ../../nbs/steering/10_operators.ipynb #c703ae06
+# %% ../../nbs/steering/10_operators.ipynb #20155543
 gates = ('one','f','1-f','balanced')
 
 def gate_of(
@@ -109,6 +109,7 @@ def gate_of(
     if gate=='balanced': return torch.where(torch.as_tensor(alpha)>0, 1-f, f)
     return f if gate=='f' else 1-f
 
+# %% ../../nbs/steering/10_operators.ipynb #85a82a39
 def guided_change(
     x:Tensor,          # rows, (n, d_in)
     f:Tensor,          # features, (n, m)
@@ -120,7 +121,7 @@ def guided_change(
     beta = x.norm(dim=1, keepdim=True)/directions.norm(dim=1) # (n, m)
     return alpha*((beta*gate_of(f, alpha, gate))@directions)
 
-# %% ../../nbs/steering/10_operators.ipynb #ccbb3c09
+# %% ../../nbs/steering/10_operators.ipynb #fa9d2f67
 def project_set_change(
     x:Tensor,     # rows, less whatever counts as zero, (n, d_in)
     v:Tensor,     # what the projections are to be, (n, 1) or ()
@@ -131,6 +132,7 @@ def project_set_change(
     if len(units)>1: off = torch.linalg.solve(units@units.T, off.T).T
     return off@units
 
+# %% ../../nbs/steering/10_operators.ipynb #220ca097
 def project_cap_change(
     x:Tensor,     # rows, less whatever counts as zero, (n, d_in)
     v:Tensor,     # most that the projection may be, (n, 1) or ()

@@ -180,7 +180,7 @@ def _is_image(model, seen, point):
     if seen.image is None: seen.image = not model.is_text(_batch(model, seen), point) # the same in all passes
     return seen.image
 
-# %% ../../nbs/steering/12_where.ipynb #a3d21c58
+# %% ../../nbs/steering/12_where.ipynb #29bb1677
 def _batch(model, seen):
     "The pass as a batch of the model."
     noted = getattr(seen,'batch',None) # what the model prepared, where its network is not told
@@ -191,6 +191,7 @@ def _batch(model, seen):
     mask = torch.ones_like(ids) if real is None else real[:,seen.start:].cpu().long()
     return Batch(dict(input_ids=ids, attention_mask=mask)|inputs, ids, special=_added(model, ids))
 
+# %% ../../nbs/steering/12_where.ipynb #b300b99f
 def _added(model, ids):
     "Tokens that a tokenizer puts around a text."
     tok = getattr(model,'tokenizer',None)
