@@ -221,6 +221,21 @@ class SomeFeatures:
         if 'r' in w: return (pre>0)*magnitude(pre, w['own'], w['r'], w['mag'])
         return pre*(pre>w['theta']) if 'theta' in w else pre.relu()
 
+# %% ../../nbs/steering/15_intervene.ipynb #d5941305
+def _check_sae(iv, sae):
+    "Raises `BadInput` for an SAE that does not fit."
+    if iv.strength is None and iv.needs_strength: raise BadInput(f'{iv.label} has no strength')
+    if not iv.needs_sae: return
+    if not isinstance(sae, Autoencoder): raise BadInput(f'{iv.label} needs sae=, the SAE whose features are meant')
+    said,found = tuple(sae.cfg.get(k) for k in ('d_sae','d_in')),tuple(sae.W_dec.shape)
+    if said!=found: raise BadInput(f'the SAE says d_sae and d_in are {said}, and its weights are {found}')
+    wanted = (*iv.features,*(iv.when[:1] if iv.when else ()))
+    odd = [i for i in wanted if i>=sae.d_sae]
+    if odd: raise BadInput(f'there is no feature {odd[0]}: the SAE has {sae.d_sae}, 0 to {sae.d_sae-1}')
+    rows = iv.directions
+    if rows and len(rows[0])!=sae.d_in:
+        raise BadInput(f'directions have {len(rows[0])} numbers, the SAE reads {sae.d_in}')
+
 # %% ../../nbs/steering/15_intervene.ipynb #5b3b58b5
 class _Ready:
     "What an intervention needs to know of its SAE, where the rows are."
@@ -330,21 +345,6 @@ class RowEdit(_Ways):
             new = torch.where(touched[:,None], new, x)
         if x.dtype in (torch.float16,torch.bfloat16): touched = touched&(new!=x).any(1) # a step may be rounded away
         return new,touched
-
-# %% ../../nbs/steering/15_intervene.ipynb #d5941305
-def _check_sae(iv, sae):
-    "Raises `BadInput` for an SAE that does not fit."
-    if iv.strength is None and iv.needs_strength: raise BadInput(f'{iv.label} has no strength')
-    if not iv.needs_sae: return
-    if not isinstance(sae, Autoencoder): raise BadInput(f'{iv.label} needs sae=, the SAE whose features are meant')
-    said,found = tuple(sae.cfg.get(k) for k in ('d_sae','d_in')),tuple(sae.W_dec.shape)
-    if said!=found: raise BadInput(f'the SAE says d_sae and d_in are {said}, and its weights are {found}')
-    wanted = (*iv.features,*(iv.when[:1] if iv.when else ()))
-    odd = [i for i in wanted if i>=sae.d_sae]
-    if odd: raise BadInput(f'there is no feature {odd[0]}: the SAE has {sae.d_sae}, 0 to {sae.d_sae-1}')
-    rows = iv.directions
-    if rows and len(rows[0])!=sae.d_in:
-        raise BadInput(f'directions have {len(rows[0])} numbers, the SAE reads {sae.d_in}')
 
 # %% ../../nbs/steering/15_intervene.ipynb #e436a6ab
 class NothingChanged(UserWarning):
