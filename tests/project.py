@@ -7,7 +7,7 @@ from pathlib import Path
 root = Path(__file__).resolve().parent.parent
 nbs,package = root/'nbs',root/'sae_notebooks'
 layers = 'core models saes geometry acts training steering metrics knowledge naming viz dev'.split()
-narrative = 'tutorials papers benchmarks'.split()
+narrative = 'tutorials papers recipes benchmarks'.split()
 
 def rel(path): return Path(path).relative_to(root).as_posix()
 

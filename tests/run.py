@@ -36,8 +36,8 @@ def slow_notebooks():
     return [p for p in api_notebooks() if any(map(slow, json.loads(p.read_text(encoding='utf-8'))['cells']))]
 
 def narrative_notebooks():
-    "Those that are run from top to bottom: tutorials, papers, benchmarks"
-    return sorted((p for d in ('tutorials','papers','benchmarks') for p in (root/'nbs'/d).glob('*.ipynb')), key=lambda p: (p.parent.name!='tutorials',p))
+    "Those that are run from top to bottom: tutorials, papers, recipes, benchmarks"
+    return sorted((p for d in ('tutorials','papers','recipes','benchmarks') for p in (root/'nbs'/d).glob('*.ipynb')), key=lambda p: (p.parent.name!='tutorials',p))
 
 def call(cmd, limit, at_once=workers, **more):
     "(exit status, what was printed); a command that takes too long has failed"

@@ -145,7 +145,7 @@ def test_list_of_claims():
     import json
     from project import notebooks
     bad = []
-    for path in notebooks('papers','tutorials','benchmarks'):
+    for path in notebooks('papers','tutorials','recipes','benchmarks'):
         for c in json.loads(path.read_text(encoding='utf-8'))['cells']:
             lines = ''.join(c['source']).splitlines() if c['cell_type']=='markdown' else []
             bad += [f'{path.name}: {l[:60]}' for l in lines if re.match(r'\d+\. ', l) and re.search(r'\. \d+\. [A-Z]', l)]
