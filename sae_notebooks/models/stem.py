@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MobileStem', 'save_stem', 'load_stem', 'Stem', 'attach_stem']
 
-# %% ../../nbs/models/45_stem.ipynb #fcb7f5f7
+# %% ../../nbs/models/45_stem.ipynb #e8e6be1f
 import json
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core.compat import import_torchvision
 from ..core.files import BadFile, BadInput, NotFound, read_json
 
-# %% ../../nbs/models/45_stem.ipynb #9cdd2e17
+# %% ../../nbs/models/45_stem.ipynb #48653d34
 class MobileStem(nn.Module):
     "The first blocks of a MobileNetV2: pixels in, a small map out."
     def __init__(self,
@@ -29,13 +29,13 @@ class MobileStem(nn.Module):
         x = pixels.contiguous(memory_format=torch.channels_last)
         return self.layer(self.conv_stem(x)).contiguous()/self.scale
 
-# %% ../../nbs/models/45_stem.ipynb #6089689c
+# %% ../../nbs/models/45_stem.ipynb #9aff364d
 def _mobile(config):
     import_torchvision()
     from transformers import MobileNetV2Config, MobileNetV2Model
     return MobileNetV2Model(MobileNetV2Config(**config))
 
-# %% ../../nbs/models/45_stem.ipynb #524e07fa
+# %% ../../nbs/models/45_stem.ipynb #9759e41e
 def save_stem(
     folder:str|Path,     # where the model is
     network:str|Path,    # folder of the MobileNetV2 that is cut
@@ -57,7 +57,7 @@ def save_stem(
     (Path(folder)/'stem.json').write_text(json.dumps(how, indent=1)+'\n', encoding='utf-8')
     return Path(folder)
 
-# %% ../../nbs/models/45_stem.ipynb #0c6ddf55
+# %% ../../nbs/models/45_stem.ipynb #7ae4ac2b
 def load_stem(
     folder:str|Path, # that holds stem.json and stem.safetensors
 )->MobileStem:
@@ -65,7 +65,8 @@ def load_stem(
     from safetensors.torch import load_file
     how = read_json(Path(folder)/'stem.json')
     try: stem = MobileStem(_mobile(how['config']), how['blocks'], how['scale'])
-    except (KeyError, TypeError, ValueError) as e: raise BadFile(Path(folder)/'stem.json', f'it describes no stem: {e}') from e
+    except (KeyError, TypeError, ValueError) as e:
+        raise BadFile(Path(folder)/'stem.json', f'it describes no stem: {e}') from e
     file = Path(folder)/'stem.safetensors'
     if not file.is_file(): raise NotFound(f'{folder} has a stem.json and no stem.safetensors: restore it')
     try: missing,unknown = stem.load_state_dict(load_file(file), strict=False)
@@ -73,7 +74,7 @@ def load_stem(
     if unknown or any('num_batches' not in k for k in missing): raise BadFile(file, 'it does not fit stem.json')
     return stem.float().eval().requires_grad_(False)
 
-# %% ../../nbs/models/45_stem.ipynb #8350eaf3
+# %% ../../nbs/models/45_stem.ipynb #1929b5df
 class Stem(nn.Module):
     "A patch embedding: a stem, and then the tower's own convolution."
     def __init__(self,
@@ -88,7 +89,7 @@ class Stem(nn.Module):
     def forward(self, pixels:Tensor)->Tensor: # (n, 3, h, w) -> (n, d, h/patch, w/patch)
         return self.embedding(self.stem(pixels.to(self.stem.conv_stem.first_conv.convolution.weight.dtype)))
 
-# %% ../../nbs/models/45_stem.ipynb #bea9beb7
+# %% ../../nbs/models/45_stem.ipynb #ce92ed5f
 def attach_stem(
     net:nn.Module,    # a model with a CLIP tower that reads maps
     folder:str|Path,  # where it was loaded from
@@ -97,7 +98,8 @@ def attach_stem(
     if not (Path(folder)/'stem.json').is_file(): return net
     size = read_json(Path(folder)/'stem.json')['image_size']
     towers = [m for m in net.modules() if isinstance(getattr(m,'patch_embedding',None), nn.Conv2d)]
-    if len(towers)!=1: raise BadInput(f'{folder} has a stem, and {len(towers)} patch embeddings that it could go before')
+    n = len(towers)
+    if n!=1: raise BadInput(f'{folder} has a stem, and its model {n} patch embeddings that it could go before; 1 is wanted')
     at,stem = towers[0],load_stem(folder)
     patch = size//at.image_size
     like = at.patch_embedding.weight
