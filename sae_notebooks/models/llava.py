@@ -17,6 +17,7 @@ from .hooks import capture
 from .language import write_on
 from .pretrained import chat_prompt, find_model, load_pretrained
 from .sites import resolve, stacks
+from .stem import attach_stem
 from .vision import image_roles
 from ..core.files import BadInput
 from ..core.processes import check_device
@@ -43,12 +44,13 @@ class Llava(Backbone):
     ):
         kind = 'as an image-and-text model'
         net,self.processor = load_pretrained(name, 'AutoModelForImageTextToText', 'AutoProcessor', dtype, kind)
-        super().__init__(net, Path(name).name, device, 'auto')
+        super().__init__(attach_stem(net,name), Path(name).name, device, 'auto')
         if not {'vision','language'}<=set(stacks(net)):
             has = ', '.join(stacks(net)) or 'no stacks of blocks'
             raise BadInput(f'{self.name} has no image tower and language model that are known here; it has {has}')
         self.tokenizer,self.image_id = self.processor.tokenizer,net.config.image_token_id
-        self.point = 'vision.resid_post.-2'
+        layer = net.config.vision_feature_layer
+        self.point = f'vision.resid_post.{layer if isinstance(layer,int) else layer[-1]}'
         if self.tokenizer.pad_token is None: self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def prepare(self, items, side='right'):

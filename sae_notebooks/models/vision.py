@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['image_prefix', 'image_roles', 'VisionModel', 'TransformersVision', 'padded_batch', 'OpenClip', 'TwoTowers',
-           'SmallImageText', 'load_vision']
+           'SmallImageText', 'JointTower', 'SmallTower', 'load_vision']
 
 # %% ../../nbs/models/50_vision.ipynb #7738500c
 import re
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sae_notebooks.models.backbone import (CLS, CONTENT, SPECIAL, Backbone, Batch, check_texts, span_tokens, text_roles,
     tokenize)
 from .pretrained import find_model, load_pretrained
+from .stem import Stem, attach_stem
 from ..core.compat import import_torchvision
 from ..core.files import BadInput, NotFound
 from ..core.processes import check_device
@@ -36,7 +37,7 @@ def image_prefix(
     return cls,other,patches[0].stride[0] if patches else None
 
 # %% ../../nbs/models/50_vision.ipynb #233ef09a
-def _cuts_patches(m): return isinstance(m,nn.Conv2d) and m.kernel_size==m.stride and m.stride[0]>1
+def _cuts_patches(m): return isinstance(m,(nn.Conv2d,Stem)) and m.kernel_size==m.stride and m.stride[0]>1
 
 # %% ../../nbs/models/50_vision.ipynb #e069bd5d
 def image_roles(
@@ -219,6 +220,38 @@ class SmallImageText(TransformersVision):
     def text_batch(self, texts): return tokenize(self.tokenizer, texts, self.net.text.config.max_position_embeddings)
     def text_features(self, inputs): return self.net.text(**inputs).text_embeds
 
+# %% ../../nbs/models/50_vision.ipynb #fab4754e
+class JointTower(nn.Module):
+    "A CLIP tower with its projection, and a text tower that ends in the same space."
+    def __init__(self,
+        vision:nn.Module, # transformers' CLIPVisionModel
+        text:nn.Module,   # ends in a vector of d_joint numbers
+        weight:Tensor,    # of the projection, (d_joint, d_vision)
+    ):
+        super().__init__()
+        self.vision,self.text,self.visual_projection = vision,text,nn.Linear(*weight.shape[::-1],bias=False)
+        self.visual_projection.weight = nn.Parameter(weight.float())
+    def forward(self, pixel_values:Tensor)->Tensor: # (n, 3, h, w) -> (n, d_joint)
+        return self.visual_projection(self.vision(pixel_values=pixel_values).pooler_output)
+
+# %% ../../nbs/models/50_vision.ipynb #2103e214
+class SmallTower(SmallImageText):
+    "The tower of a vision-language model, by its `small_tower/`, with the text tower of the small image-text model."
+    def __init__(self,
+        path:str,         # the folder small_tower
+        device:str='cpu', # where it runs
+    ):
+        from safetensors.torch import load_file
+        folder = str(Path(path).resolve().parent)
+        net,processor = load_pretrained(folder, 'AutoModelForImageTextToText', 'AutoProcessor', 'float32')
+        vision = attach_stem(net, folder).model.vision_tower
+        text,self.tokenizer = load_pretrained(find_model('small_image_text')+'/text',
+            'CLIPTextModelWithProjection', 'AutoTokenizer')
+        weight = load_file(Path(path)/'joint.safetensors')['weight']
+        VisionModel.__init__(self, JointTower(vision, text, weight), Path(path).name, device)
+        self.processor,self.size,self.path = processor.image_processor,{},path
+        self.point,self.text_point,self.takes = 'vision.resid_post.-1','text.text_projection',('image','text')
+
 # %% ../../nbs/models/50_vision.ipynb #9b0c7b1c
 def load_vision(
     name:str,                 # an embedded model, a folder, an open_clip or a transformers name
@@ -229,6 +262,8 @@ def load_vision(
     "An image model by name or folder. Raises `NotFound` or `BadInput` when no library can load it."
     check_device(device)
     p = Path(path := find_model(name))
+    if (p/'small_tower').is_dir(): return SmallTower(f'{path}/small_tower', device)
+    if (p/'joint.safetensors').is_file(): return SmallTower(path, device)
     if (p/'image_head.safetensors').is_file(): return SmallImageText(path, device, image_size or 160)
     if (p/'open_clip_config.json').is_file(): return OpenClip(f'local-dir:{p}', device, dtype)
     if p.is_dir() and not (p/'config.json').is_file():
