@@ -141,13 +141,14 @@ class Images:
     @property
     def judge(self)->str: return next(iter(self.emb))
 
-# %% ../../nbs/metrics/85_measure.ipynb #3bd53b46
+# %% ../../nbs/metrics/85_measure.ipynb #f1e9a1b6
 def _by_name(emb):
     "Judges by name."
     if not isinstance(emb, dict): emb = {emb.meta.get('model') or 'judge':emb}
     if not emb: raise BadInput('no evaluation encoder: give an ActStore, or several by name')
     return emb
 
+# %% ../../nbs/metrics/85_measure.ipynb #490d2171
 def _images(store, emb, labels, pool=''):
     emb,(rows,of),first = _by_name(emb),_rows(store, pool),one_row_each(store)
     item,n,what = store.item[first],len(first),items_kind(store)
@@ -193,7 +194,7 @@ def _alone(metric):
     metric.sync_on_compute = False
     return metric
 
-# %% ../../nbs/metrics/85_measure.ipynb #0a3dfd5c
+# %% ../../nbs/metrics/85_measure.ipynb #47d8e492
 def _added(sums, parts, seen):
     "Sums over tokens of several processes, as one."
     if sums is None: return None
@@ -201,6 +202,7 @@ def _added(sums, parts, seen):
     sums.seen = np.sum([np.pad(s, (0,max(map(len,seen))-len(s))) for s in seen], 0).astype(np.int64)
     return sums
 
+# %% ../../nbs/metrics/85_measure.ipynb #b9e30f2c
 def _gathered(recon, codes, err, peak=None, sums=None):
     "What all processes have encoded, put together in each."
     if sums is not None: sums.pairs()

@@ -90,7 +90,7 @@ def _arrays(r):
     if r.contexts is not None: out['contexts'] = r.contexts.arrays()
     return out|dict(codes=dict(row_ptr=ptr.numpy(), idx=idx.numpy(), val=val.numpy(), item=np.asarray(r.item,np.int64)))
 
-# %% ../../nbs/metrics/80_report.ipynb #bac2f290
+# %% ../../nbs/metrics/80_report.ipynb #f654f53c
 _texts = ['label','best_label','reason','concept','name','names','description','status','why','note','token','tokens',
           'promotes','side']
 
@@ -102,6 +102,7 @@ def _is_number(column): # its name says so, also with the name of a judge
     column = str(column)
     return column.split('@')[0] in ('ms','lift') or column in _numbers or column.endswith(('_lo','_hi','_se'))
 
+# %% ../../nbs/metrics/80_report.ipynb #81a80572
 def _read(csv):
     t = read_table(csv, types=dict.fromkeys(_texts, str), index_col=0)
     return check_columns(t, {c:float for c in t if _is_number(c)}, csv)
@@ -209,10 +210,11 @@ def named(
         if not pd.api.types.is_numeric_dtype(names[c]): both[c] = both[c].fillna('')
     return replace(report, features=both)
 
-# %% ../../nbs/metrics/80_report.ipynb #0f8faf77
+# %% ../../nbs/metrics/80_report.ipynb #82d3dc32
 def _few(item, most=256): # at even distances
     return np.asarray(item)[np.linspace(0, len(item)-1, min(len(item),most)).astype(int)]
 
+# %% ../../nbs/metrics/80_report.ipynb #a116d21e
 def known_images(
     items:pd.DataFrame, # a line an item: file, and file_key where contents are known
     item:np.ndarray,    # the measured ones, (n,)
