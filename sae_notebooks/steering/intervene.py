@@ -293,9 +293,12 @@ class _Ways(_InUnits):
     def added(self, x, h, f, v):
         "Rows with what is to be added to them, and which of them it is not zero for."
         if self.iv.op in feature_ops:
-            off,by = self.off(h, f[:,:self.m], v),self.per_step(h)
-            touched = off[:,0]!=0 if self.m==1 else (off!=0).any(1)
-            change = (off if by is None else off*by)@self.base
+            off,by = self.off(h, f[:,:self.m] if f.shape[1]>self.m else f, v),self.per_step(h)
+            if by is not None: off = off*by
+            if self.m==1 and h is x: # the usual case, in few operations: a hook is called for each token
+                touched = off!=0
+                return torch.where(touched, torch.addcmul(x, off, self.base), x),touched.view(-1)
+            change,touched = off@self.base,(off!=0).any(1)
         else:
             change = self.along(h, f, v)
             touched = (change!=0).any(1)
@@ -332,7 +335,7 @@ class RowEdit(_Ways):
         x:Tensor,             # rows, (n, d_in)
         v:Tensor|None=None,   # a strength for each, (n,); None: the intervention's own
     )->tuple:                 # rows (n, d_in); which changed, bool (n,)
-        h = x.to(torch.promote_types(x.dtype, torch.float32))
+        h = x if x.dtype==torch.float32 else x.to(torch.promote_types(x.dtype, torch.float32))
         self.ready(h)
         v = self.v if v is None else v.to(h)[:,None]
         f = self.features(h) if self.reads else None
@@ -442,7 +445,7 @@ class _AtPoint(_Chosen):
         v = self.strengths(n, positions, at)
         new,touched = self.edit(rows, v)
         self.moves.add(n, None if at is True else at.nonzero()[:,0], rows, new, touched)
-        if at is True: new = from_sequence(new.reshape(seq.shape), act)
+        if at is True: new = new.view(act.shape) if act.ndim==3 else from_sequence(new.view(seq.shape), act)
         else: new = put_rows(act, at, new)
         return new if new.stride()==act.stride() else torch.empty_like(act).copy_(new) # convolutions mind the layout
 
