@@ -291,17 +291,7 @@ class _InUnits(_Ready):
         return feature_ops['set' if self.lossy else self.iv.op](a, v)-a
 
 # %% ../../nbs/steering/15_intervene.ipynb #fbf00540
-class _Ways(_InUnits):
-    def added(self, x, h, f, v):
-        "Rows with what is to be added to them, and which of them it is not zero for."
-        if self.iv.op in feature_ops:
-            off,by = self.off(h, f[:,:self.m], v),self.per_step(h)
-            touched = off[:,0]!=0 if self.m==1 else (off!=0).any(1)
-            change = (off if by is None else off*by)@self.base
-        else:
-            change = self.along(h, f, v)
-            touched = (change!=0).any(1)
-        return add_where(x, change, touched),touched
+class _Along(_InUnits):
     def along(self, h, f, v):
         "What the operators of directions add, (n, d_in)."
         op,iv = self.iv.op,self.iv
@@ -315,13 +305,23 @@ class _Ways(_InUnits):
         return put(h-self.zero, v*size*(1. if by is None else by), self.U)
 
 # %% ../../nbs/steering/15_intervene.ipynb #f3381730
-class RowEdit(_Ways):
-    "An intervention made ready: rows of a model's activations to what becomes of them."
-    def __init__(self,
-        iv:Intervention,   # what to do
-        sae:SAE|None=None, # whose features are named
-    ): super().__init__(iv, sae)
+class _Ways(_Along):
+    def added(self, x, h, f, v):
+        "Rows with what is to be added to them, and which of them it is not zero for."
+        if self.iv.op in feature_ops:
+            off,by = self.off(h, f[:,:self.m] if f.shape[1]>self.m else f, v),self.per_step(h)
+            if by is not None: off = off*by
+            if self.m==1 and h is x: # the usual case, in few operations: a hook is called for each token
+                touched = off!=0
+                return torch.where(touched, torch.addcmul(x, off, self.base), x),touched.view(-1)
+            change,touched = off@self.base,(off!=0).any(1)
+        else:
+            change = self.along(h, f, v)
+            touched = (change!=0).any(1)
+        return add_where(x, change, touched),touched
 
+# %% ../../nbs/steering/15_intervene.ipynb #5f373c15
+class _Replacing(_Ways):
     def replaced(self, h, f, v):
         "The SAE's reconstruction with features set, (n, d_in)."
         codes,sae = self.features.codes(h),self.features.sae
@@ -330,11 +330,19 @@ class RowEdit(_Ways):
         changed = sae.restore(changed, h)
         return changed if self.iv.op=='replace' else changed+(h-sae.restore(plain, h))
 
+# %% ../../nbs/steering/15_intervene.ipynb #7d938720
+class RowEdit(_Replacing):
+    "An intervention made ready: rows of a model's activations to what becomes of them."
+    def __init__(self,
+        iv:Intervention,   # what to do
+        sae:SAE|None=None, # whose features are named
+    ): super().__init__(iv, sae)
+
     def __call__(self,
         x:Tensor,             # rows, (n, d_in)
         v:Tensor|None=None,   # a strength for each, (n,); None: the intervention's own
     )->tuple:                 # rows (n, d_in); which changed, bool (n,)
-        h = x.to(torch.promote_types(x.dtype, torch.float32))
+        h = x if x.dtype==torch.float32 else x.to(torch.promote_types(x.dtype, torch.float32))
         self.ready(h)
         v = self.v if v is None else v.to(h)[:,None]
         f = self.features(h) if self.reads else None
@@ -364,8 +372,8 @@ def _sum_up(sums, n, item, size, step, touched): # each (passes, rows)
     np.add.at(sums[1], at, rho.sum(0)); np.maximum.at(sums[2], at, rho.max(0))
 
 # %% ../../nbs/steering/15_intervene.ipynb #b11da37d
-class Moves:
-    "How far the rows of a batch were moved, summed up row by row."
+class _Sums:
+    "What `Moves` adds up."
     def __init__(self): self.parts,self.passes,self.seen,self.sums = [],0,0,np.zeros((3,0))
     def add(self, n:int, item:Tensor|None, x:Tensor, new:Tensor, touched:Tensor):
         "Rows of `n` entries of a batch, `item` says whose each is; None: the same number from each, in order."
@@ -383,6 +391,10 @@ class Moves:
             self.sums = np.pad(self.sums, ((0,0),(0,max(0,n-self.sums.shape[1]))))
             _sum_up(self.sums, n, item, *map(torch.stack, zip(*several)))
         self.parts = []
+
+# %% ../../nbs/steering/15_intervene.ipynb #aac43fc8
+class Moves(_Sums):
+    "How far the rows of a batch were moved, summed up row by row."
     def by_row(self)->pd.DataFrame: # index: the row of the batch; touched, rho_mean, rho_max
         self.fold()
         n,total,most = self.sums
@@ -420,8 +432,7 @@ class _Chosen:
         return at.any().item() and (at.all().item() or at)
 
 # %% ../../nbs/steering/15_intervene.ipynb #32fc7fd4
-class _AtPoint(_Chosen):
-    "One intervention at work."
+class _Checking(_Chosen):
     def checked(self, act):
         iv,sae = self.iv,self.edit.sae
         if not isinstance(act, Tensor): raise BadInput(f'{iv.point!r} gives no tensor: hook another module')
@@ -433,6 +444,10 @@ class _AtPoint(_Chosen):
         what = 'the SAE reads rows' if iv.needs_sae else 'directions are rows'
         found = f'{iv.point!r} gives rows of {seq.shape[2]}'
         raise BadInput(f'{what} of {d} numbers, and {found}: another SAE, or another point')
+
+# %% ../../nbs/steering/15_intervene.ipynb #f3ce6a52
+class _AtPoint(_Checking):
+    "One intervention at work."
     def __call__(self, act):
         "The activation with its rows edited."
         seq = self.checked(act)
@@ -444,7 +459,7 @@ class _AtPoint(_Chosen):
         v = self.strengths(n, positions, at)
         new,touched = self.edit(rows, v)
         self.moves.add(n, None if at is True else at.nonzero()[:,0], rows, new, touched)
-        if at is True: new = from_sequence(new.reshape(seq.shape), act)
+        if at is True: new = new.view(act.shape) if act.ndim==3 else from_sequence(new.view(seq.shape), act)
         else: new = put_rows(act, at, new)
         return new if new.stride()==act.stride() else torch.empty_like(act).copy_(new) # convolutions mind the layout
 
