@@ -242,3 +242,28 @@ def test_texts_are_marked(browser, tmp_path):
             assert w.texts('#gallery .passage')==['1.00\nLily ran home.','2.00\nthe <img src=x onerror=alert(1)> end'] and w.texts('#gallery mark')==['Lily','ran','<img ']
             share = w.tab.evaluate('[...document.querySelectorAll("#gallery mark")].map(e => getComputedStyle(e).backgroundColor)'); assert len(set(share))==2 and share[0]==share[2]
             assert w.text('#kind')=='Texts' and w.tab.evaluate('document.documentElement.scrollWidth')<=390 and w.bad==[]
+
+ODD = {'controls':'a\x00\x1b[31mb\x9b\x7f', 'right to left':'a\u202eb\u2066', 'no width':'a\u200bb\u200d\ufeff', 'half a letter':'a\ud83d', 'filler':'a\u3164\u2800b',
+       'lines':'a\r\nb\u2028c', 'markup':'</script><script>alert(5)</script><img src=x onerror=alert(6)>', 'heap':'a'+'\u0301'*40, 'letters':'נסיון 猫 😀 naïve'}
+
+def test_any_token_is_seen(browser, tmp_path):
+    "Hostile tokens in texts, whole texts, promoted tokens and names: shown, nothing run, the numbers beside them in their places"
+    from sae_notebooks.metrics.contexts import Contexts
+    from sae_notebooks.viz.texts import visible
+    odd = list(ODD.values()); texts = [('so '*90)+f'X{t}Y'+(' on'*90) for t in odd]; n = len(texts); at = [[t.index('X'),t.index('X')+1] for t in texts]
+    f = pd.DataFrame(dict(ms=np.linspace(.9,.5,n), ms_lo=np.linspace(.8,.4,n), ms_hi=np.linspace(1,.6,n), support=[9]*n, name=odd))
+    tables = dict(promoted=pd.DataFrame(dict(feature=np.arange(n).repeat(2), side=['promoted','suppressed']*n, token=[t for t in odd for _ in range(2)], logit=[2.,-1.]*n)),
+                  near=pd.DataFrame(dict(feature=range(n), item=range(n), pre=[-.5]*n, start=[a for a,_ in at], end=[b for _,b in at])),
+                  places=pd.DataFrame({'feature':range(n), '0':[.5]*n, '1+':[.25]*n}))
+    write_page(tmp_path/'p.html', f, np.arange(n)[:,None], np.ones((n,1)), texts, lambda i: odd[i], kind='text', tables=tables, chosen=range(n),
+               contexts=Contexts(np.arange(n+1), np.array(at), np.ones(n), np.zeros((0,2))))
+    with Watched(browser, tmp_path/'p.html') as w:
+        w.tab.evaluate('document.querySelectorAll("#gallery details").forEach(d => { d.open = true; })'); w.tab.wait_for_selector('#gallery .whole bdi')
+        whole = w.tab.evaluate('[...document.querySelectorAll("#gallery .whole bdi")].map(e => e.textContent)'); assert whole==[visible(t) for t in texts]
+        assert w.tab.evaluate('[...document.querySelectorAll("#gallery .whole mark")].map(e => e.textContent)')==['X']*n and w.tab.locator('#gallery u').count()==n
+        assert w.tab.evaluate('[...document.querySelectorAll("#gallery .token")].map(e => e.textContent)')==[visible(t) for t in odd for _ in range(2)]
+        assert w.tab.locator('#gallery .places i').count()==2*n and w.tab.locator('img').count()==0 and w.tab.locator('script').count()==2
+        shown = w.tab.evaluate('document.body.innerText'); assert not [c for c in shown if c in '\u202e\u2066\u200b\u200d\ufeff\x00\x1b\u3164'] and '⟨202E⟩' in shown and '⟨D83D⟩' in shown
+        lefts = w.tab.evaluate('[...document.querySelectorAll("#gallery > .cards > .card > div > .passage > .soft")].map(e => Math.round(e.getBoundingClientRect().left - e.closest(".card").getBoundingClientRect().left))')
+        assert len(lefts)==n and len(set(lefts))==1 and w.bad==[] # the number stands on the left of each text
+        if os.environ.get('SHOTS'): w.tab.screenshot(path=os.environ['SHOTS']+'/odd_tokens.png', full_page=True)

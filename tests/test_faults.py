@@ -1,8 +1,9 @@
 "Processes that are killed, images that are damaged, folders that cannot be written: what is left opens, resumes, or says what is wrong"
-import json, os, random, re, shutil, signal, subprocess, sys, time
+import json, os, random, re, shutil, signal, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import pandas as pd, pytest, torch
+from forked import Forked, run
 from project import root
 from sae_notebooks.acts.combine import store_rows
 from sae_notebooks.acts.store import ActStore
@@ -25,24 +26,22 @@ def replace(src, dst):
     if not late: real(src, dst)
 os.replace = replace
 '''+PROGRAM
-ENV = {**os.environ, **dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', TQDM_DISABLE='1')} # bits are promised for one number of threads
-
-def command(args, code=PROGRAM): return dict(args=[sys.executable,'-c',code,*map(str,args)], cwd=root, env=ENV, text=True)
+os.environ.update(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', TQDM_DISABLE='1') # bits are promised for one number of threads
 
 def cli(*args):
     "(exit status, stdout, stderr) of a command"
-    r = subprocess.run(**command(args), capture_output=True, timeout=300)
+    r = run(PROGRAM, args)
     return r.returncode,r.stdout,r.stderr
 
 def die_at(args, n, name, late=0):
     "kill -9 just before, or just after, the n-th file of a run takes its name, or one it has until all do; that tells how far the runs before it got"
-    r = subprocess.run(**command(args, DYING.format(n=n, late=late)), capture_output=True, timeout=300)
+    r = run(DYING.format(n=n, late=late), args)
     took = re.sub(r'^\.(.*)\.\d+\.tmp$', r'\1', Path(r.stdout.strip()).name)
     assert r.returncode==-signal.SIGKILL and took==name, f'{r.stdout} is not {name}; {r.stderr}'
 
 def kill_when(args, happened, delay, limit=300):
     "kill -9 from outside, `delay` seconds after something happened"
-    p,end = subprocess.Popen(**command(args)),time.monotonic()+limit
+    p,end = Forked(PROGRAM, args),time.monotonic()+limit
     try:
         while not happened() and p.poll() is None and time.monotonic()<end: time.sleep(.002)
         time.sleep(delay)
@@ -141,7 +140,7 @@ loop.train(x, arch, out, sae_options=dict(d_sae=128,k=3), steps=300, batch_size=
 def test_killed_at_random_steps(tmp_path, times):
     "At steps drawn at random: final weights and history are those of a run that nobody killed"
     arch = random.choice(['topk','batchtopk','matryoshka'])
-    go = lambda name,at: subprocess.run(**command([tmp_path/name,arch,at], KILLED), capture_output=True, timeout=300)
+    go = lambda name,at: run(KILLED, [tmp_path/name,arch,at])
     at = sorted(random.sample(range(300),times)); print(arch, at)
     for a in at:
         r = go('killed',a)
@@ -166,13 +165,13 @@ def said(tmp_path_factory):
     (d/'text/notes.txt').write_text('no image'); (d/'file').write_text('a regular file')
     one,bad = copy_photos(d/'one',1),copy_photos(d/'bad',3)
     (bad/'broken.jpg').write_bytes(next(one.iterdir()).read_bytes()[:900])
-    run = lambda images,*more: (cli, 'extract', d/images, '--out', *more)
+    cut = lambda images,*more: (cli, 'extract', d/images, '--out', *more)
     def chain():
         "The only image all the way"
         out = [cli('extract',one,'--out',d/'acts'), cli('train',d/'acts','--d-sae',32,'--k',4,'--steps',20,'--out',d/'sae')]
         return [*out, cli('measure',d/'sae',d/'acts',d/'acts','--allow-same-judge','--out',d/'report'), d/'report']
-    jobs = dict(one=(chain,), corrupt=run('bad',d/'o1'), skipped=run('bad',d/'o2','--skip-bad'), text=run('text',d/'o3'), empty=run('empty',d/'o4'),
-                below=run('one',d/'file/acts'), proc=run('one','/proc/acts'))
+    jobs = dict(one=(chain,), corrupt=cut('bad',d/'o1'), skipped=cut('bad',d/'o2','--skip-bad'), text=cut('text',d/'o3'), empty=cut('empty',d/'o4'),
+                below=cut('one',d/'file/acts'), proc=cut('one','/proc/acts'))
     return dict(zip(jobs, together(*jobs.values())))
 
 @pytest.mark.parametrize('case,says', dict(corrupt='broken.jpg cannot be read as an image', text='holds no images', empty='holds no images',

@@ -7,7 +7,7 @@ from sae_notebooks.saes.base import make_sae
 from sae_notebooks.saes.interop import read_sae, save_as
 
 peers = os.environ.get('SAE_NOTEBOOKS_PEERS')
-pytestmark = pytest.mark.skipif(not peers, reason='set SAE_NOTEBOOKS_PEERS to a folder with the environments of sae-lens, dictionary-learning and eai-sparsify')
+pytestmark = pytest.mark.skipif(not peers, reason="set SAE_NOTEBOOKS_PEERS to a folder with the environments of sae-lens, dictionary-learning, eai-sparsify, lm-eval, repeng and sae-dashboard")
 
 OPEN = dict(saelens=('sae-lens', 'from sae_lens import SAE; s=SAE.load_from_disk(p); enc=s.encode; out=lambda x: s.decode(s.encode(x))'),
     dictionary_learning=('dictionary-learning', '''import json, torch
@@ -121,3 +121,58 @@ def test_same_loss_and_gradients(layout, arch, low, tmp_path):
         mine = getattr(s,n).grad
         if n=='W_dec': mine,g = across(mine),across(g)
         assert torch.allclose(mine, g, atol=1e-5*max(1,g.abs().max().item())), (n,(mine-g).abs().max())
+
+# --- interventions and features in others' files ----------------------------------------------------------------------
+
+def run_there(venv, code, p):
+    "Run code in a peer's environment; what it saves as out.pt"
+    r = subprocess.run([f'{peers}/v_{venv}/bin/python','-c',f'import torch\np={str(p)!r}\n{code}'], capture_output=True, text=True, timeout=900, env=dict(os.environ, HF_HUB_OFFLINE='1'))
+    assert r.returncode==0, r.stderr[-2500:]
+    return torch.load(p/'out.pt', weights_only=False)
+
+def turned():
+    "A model, an SAE, its feature added and another's projection set"
+    from sae_notebooks.models.language import load_language
+    from sae_notebooks.steering.intervene import Intervention
+    sae = make_sae('topk', d_in=64, d_sae=256, k=4); sae.b_dec.data = .1*torch.randn(64, generator=torch.Generator().manual_seed(0))
+    add = Intervention('resid_post.2', 'add', features=[7], strength=3., special=True)
+    return load_language('stories260k'),sae,add,Intervention('resid_post.1', 'project_set', features=[9], strength=2., special=True, centre=True)
+
+def test_steered_in_the_harness(tmp_path):
+    "The logits of lm-evaluation-harness's steered model are ours; of two adds, which are refused here, it takes the last vector twice"
+    from sae_notebooks.core.data import model_folder
+    from sae_notebooks.steering.formats import save_steered
+    from sae_notebooks.steering.intervene import intervene
+    model,sae,add,clamp = turned(); save_steered([add,clamp], tmp_path/'s.pt', model.net, sae); batch = model.prepare(['Once upon a time there was a dog.']); torch.save(batch.tokens, tmp_path/'ids.pt')
+    theirs = run_there('lm-eval', f'''from lm_eval.models.hf_steered import SteeredModel
+m = SteeredModel(pretrained={str(model_folder('stories260k'))!r}, steer_path=p+"/s.pt", device="cpu", dtype="float32")
+torch.save(m._model_call(torch.load(p+"/ids.pt")).float().cpu(), p+"/out.pt")''', tmp_path)
+    with intervene(model, add, clamp, sae=sae): ours = model.logits(batch)
+    assert torch.allclose(theirs, ours, atol=1e-3) and (ours-model.logits(batch)).abs().max()>.1
+
+def test_control_vector_in_repeng(tmp_path):
+    "repeng reads our directions, and we read what it writes"
+    import numpy as np
+    from sae_notebooks.steering.formats import read_control_vector, save_control_vector
+    model,sae,add,_ = turned(); save_control_vector(add, tmp_path/'v.gguf', model.net, sae)
+    theirs = run_there('repeng', '''from repeng import ControlVector
+v = ControlVector.import_gguf(p+"/v.gguf"); (v*2).export_gguf(p+"/w.gguf"); torch.save((v.model_type,{k:torch.tensor(d.copy()) for k,d in v.directions.items()}), p+"/out.pt")''', tmp_path)
+    assert theirs[0]=='llama' and list(theirs[1])==[2] and torch.allclose(theirs[1][2], 3*sae.W_dec[7]/sae.W_dec[7].norm(), atol=1e-5)
+    (back,) = read_control_vector(tmp_path/'w.gguf'); assert back.point=='resid_post.2' and np.allclose(back.directions[0], 2*theirs[1][2].numpy(), atol=1e-5)
+
+def test_features_in_saedashboard(tmp_path):
+    "SAEDashboard's own classes take our batches, and give the same numbers back"
+    import numpy as np, pandas as pd
+    from sae_notebooks.core.codes import dense_to_codes
+    from sae_notebooks.metrics.contexts import Contexts
+    from sae_notebooks.metrics.report import FeatureReport
+    from sae_notebooks.viz.neuronpedia import save_neuronpedia
+    class Store: items,item,span = pd.DataFrame(dict(text=['a cat ran'])),np.zeros(3,int),np.array([[0,1],[2,5],[6,9]])
+    r = FeatureReport(pd.DataFrame(dict(density=[.3])).rename_axis('feature'), dict(kind='text'), np.array([[0]]), np.array([[2.]]), codes=dense_to_codes(torch.tensor([[2.]])), item=np.arange(1), contexts=Contexts(np.array([0,1]),np.array([[2,5]]),np.array([2.]),np.zeros((1,2))))
+    save_neuronpedia(r, tmp_path/'np', make_sae('topk', d_in=5, d_sae=1, k=1), ['a cat ran'], Store, model_id='m', layer=1, sae_set='s')
+    d = run_there('sae-dashboard', '''import json
+from sae_dashboard.neuronpedia.neuronpedia_dashboard import NeuronpediaDashboardBatch
+b = NeuronpediaDashboardBatch(**json.load(open(p+"/np/batch-0.json"))); torch.save(b.to_dict(), p+"/out.pt")''', tmp_path)
+    ours = json.load(open(tmp_path/'np'/'batch-0.json')); assert {k:d[k] for k in ours if k!='features'}=={k:v for k,v in ours.items() if k!='features'}
+    (mine,),(theirs,) = ours['features'],d['features']; assert {k:theirs[k] for k in mine if k!='activations'}=={k:v for k,v in mine.items() if k!='activations'} # they add fields of later versions
+    assert [{k:t[k] for k in m} for m,t in zip(mine['activations'],theirs['activations'])]==mine['activations'] and mine['activations'][0]['values']==[0.,2.,0.]

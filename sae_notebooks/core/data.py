@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['data_folder', 'extra_folder', 'catalogue', 'verify', 'Images', 'rgb_image', 'open_image', 'open_images',
-           'content_key', 'image_getter', 'image_uri', 'model_folder', 'open_words', 'open_tree', 'item_tree']
+           'content_key', 'image_getter', 'image_uri', 'model_folder', 'sae_folder', 'open_words', 'open_tree',
+           'item_tree']
 
 # %% ../../nbs/core/10_data.ipynb #e3a305bd
 import csv
@@ -258,6 +259,15 @@ def model_folder(
     if here.is_dir(): return str(here)
     if str(name).startswith(('.','/','~')): raise NotFound(f'no model folder {name}')
     return str(name)
+
+# %% ../../nbs/core/10_data.ipynb #4a362393
+def sae_folder(
+    name:str|Path,  # an embedded SAE, or a folder
+    part:str='sae', # sae, or report: of its features
+)->Path:            # a folder; a path that is no embedded name stays
+    "Where an SAE is, or its report."
+    ours = None if Path(name).exists() else _embedded(name,'sae')
+    return ours/part if ours else Path(name)
 
 # %% ../../nbs/core/10_data.ipynb #f67602b4
 def open_words(

@@ -34,6 +34,7 @@ from .scores import class_units, feature_table, rank_agreement, top_examples
 from .structure import depth_table, taxonomy, uniqueness
 from .tokens import (
     TokenSums, encoded_batches, has_parts, item_batches, pool_codes, row_centre, token_table, top_contexts)
+from ..steering.effects import effect_columns
 from ..training.origin import (
     check_origin, origin, other_origin, seen_items, seen_words, trained_at)
 from ..saes.base import SAE, fve
@@ -140,13 +141,14 @@ class Images:
     @property
     def judge(self)->str: return next(iter(self.emb))
 
-# %% ../../nbs/metrics/85_measure.ipynb #3bd53b46
+# %% ../../nbs/metrics/85_measure.ipynb #f1e9a1b6
 def _by_name(emb):
     "Judges by name."
     if not isinstance(emb, dict): emb = {emb.meta.get('model') or 'judge':emb}
     if not emb: raise BadInput('no evaluation encoder: give an ActStore, or several by name')
     return emb
 
+# %% ../../nbs/metrics/85_measure.ipynb #490d2171
 def _images(store, emb, labels, pool=''):
     emb,(rows,of),first = _by_name(emb),_rows(store, pool),one_row_each(store)
     item,n,what = store.item[first],len(first),items_kind(store)
@@ -192,7 +194,7 @@ def _alone(metric):
     metric.sync_on_compute = False
     return metric
 
-# %% ../../nbs/metrics/85_measure.ipynb #0a3dfd5c
+# %% ../../nbs/metrics/85_measure.ipynb #47d8e492
 def _added(sums, parts, seen):
     "Sums over tokens of several processes, as one."
     if sums is None: return None
@@ -200,6 +202,7 @@ def _added(sums, parts, seen):
     sums.seen = np.sum([np.pad(s, (0,max(map(len,seen))-len(s))) for s in seen], 0).astype(np.int64)
     return sums
 
+# %% ../../nbs/metrics/85_measure.ipynb #b9e30f2c
 def _gathered(recon, codes, err, peak=None, sums=None):
     "What all processes have encoded, put together in each."
     if sums is not None: sums.pairs()
@@ -494,7 +497,7 @@ def given_to_measure(
     store:ActStore,
     emb:dict,       # name -> ActStore
     cfg:MeasureConfig,
-    **more,         # labels, tree, groups, nuisance, loss
+    **more,         # labels, tree, groups, nuisance, loss, effects
 )->str:
     "A hash of all that decides a report."
     judges = [[nm,content_id(e)] for nm,e in emb.items()]
@@ -552,14 +555,16 @@ def measure(
     loss:dict|None=None, # what replacing activations does to the model, from `LossRecovered`; joins the summary
     groups=None,       # what each item belongs to (patient, burst, author), see `as_groups`; copies join, (n_items,)
     nuisance=None,     # numbers of each item to be held alike for `p_given`, see `ms_null_given`, (n_items, q)
+    effects:pd.DataFrame|None=None, # what features do when they are turned, from `effect_table`; joins the columns
     progress:bool=True,# show a progress bar
     **options,         # fields of MeasureConfig
 )->FeatureReport:
     "Score every feature of an SAE in one pass over a store. Raises `BadInput` for other images, rows or judges."
     cfg,emb = with_options(MeasureConfig, options, 'measure'),_by_name(emb)
     check_origin(sae, store, cfg.allow_other)
-    more = dict(labels=labels, tree=tree, groups=groups, nuisance=nuisance, loss=loss)
+    more = dict(labels=labels, tree=tree, groups=groups, nuisance=nuisance, loss=loss, effects=effects)
     given = given_to_measure(sae, store, emb, cfg, **more)
+    turned = None if effects is None else effect_columns(effects, sae.d_sae)
     own = same_judges(store, emb, cfg.allow_same_judge)
     store,share = chosen_items(sae, store, cfg.on)
     im = _images(store, emb, labels, cfg.pool)
@@ -572,6 +577,7 @@ def measure(
     features,tables = _columns(im, s, by, parts, tree, groups, cfg)
     if len(near): tables = dict(duplicates=near)|tables
     features,tables,contexts = _with_tokens(sae, store, im, s, features, tables, top)
+    if turned is not None: features = features.join(turned)
     ok,floors = (features.support>=cfg.min_support).to_numpy(),parts[0].floors
     draws,best = _resamples(s, parts, by.count, cfg)
     about = _about(sae, store, im, share, own)|_parts_said(store, im, cfg)|dict(given=given)

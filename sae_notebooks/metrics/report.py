@@ -17,7 +17,7 @@ import torch
 
 from ..core.tensors import read_tensor, tensor_places
 from ..core.codes import Codes, check_codes
-from ..core.data import content_key, image_getter
+from ..core.data import content_key, image_getter, sae_folder
 from ..core.files import BadFile, BadInput, NotFound, inside, read_json, room_for, write_json
 from ..core.folders import check_hashes, file_hashes, new_version, settle
 from ..core.readers import Count, check_columns, checked, read_table
@@ -90,8 +90,9 @@ def _arrays(r):
     if r.contexts is not None: out['contexts'] = r.contexts.arrays()
     return out|dict(codes=dict(row_ptr=ptr.numpy(), idx=idx.numpy(), val=val.numpy(), item=np.asarray(r.item,np.int64)))
 
-# %% ../../nbs/metrics/80_report.ipynb #bac2f290
-_texts = ['label','best_label','reason','concept','name','names','description','status','why','note','token','tokens']
+# %% ../../nbs/metrics/80_report.ipynb #f654f53c
+_texts = ['label','best_label','reason','concept','name','names','description','status','why','note','token','tokens',
+          'promotes','side']
 
 _numbers = '''support density ms ms_all lift n_images n_eff z p q p_given q_given purity label_share max_act copies
 auroc auroc_null auroc_p corr corr_null corr_p
@@ -101,6 +102,7 @@ def _is_number(column): # its name says so, also with the name of a judge
     column = str(column)
     return column.split('@')[0] in ('ms','lift') or column in _numbers or column.endswith(('_lo','_hi','_se'))
 
+# %% ../../nbs/metrics/80_report.ipynb #81a80572
 def _read(csv):
     t = read_table(csv, types=dict.fromkeys(_texts, str), index_col=0)
     return check_columns(t, {c:float for c in t if _is_number(c)}, csv)
@@ -182,10 +184,10 @@ def _older(s): # the number of tested names was written as 3.0
 
 # %% ../../nbs/metrics/80_report.ipynb #7b441c92
 def load_report(
-    path:str|Path, # a folder that FeatureReport.save wrote
+    path:str|Path, # a folder that FeatureReport.save wrote, or an embedded name
 )->FeatureReport:
     "A report from disk. Raises `NotFound` where there is none, `BadInput` where its files do not fit together."
-    path = settle(path)
+    path = settle(sae_folder(path,'report'))
     if not (path/'report.json').is_file(): raise NotFound(f'no feature report at {path} (no report.json there)')
     summary = checked(_older(read_json(path/'report.json')), Summary, path/'report.json')
     hashes,features = summary.pop('files',None),_features(path/'report.csv')
@@ -208,10 +210,11 @@ def named(
         if not pd.api.types.is_numeric_dtype(names[c]): both[c] = both[c].fillna('')
     return replace(report, features=both)
 
-# %% ../../nbs/metrics/80_report.ipynb #0f8faf77
+# %% ../../nbs/metrics/80_report.ipynb #82d3dc32
 def _few(item, most=256): # at even distances
     return np.asarray(item)[np.linspace(0, len(item)-1, min(len(item),most)).astype(int)]
 
+# %% ../../nbs/metrics/80_report.ipynb #a116d21e
 def known_images(
     items:pd.DataFrame, # a line an item: file, and file_key where contents are known
     item:np.ndarray,    # the measured ones, (n,)

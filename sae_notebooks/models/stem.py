@@ -99,7 +99,7 @@ def attach_stem(
     size = read_json(Path(folder)/'stem.json')['image_size']
     towers = [m for m in net.modules() if isinstance(getattr(m,'patch_embedding',None), nn.Conv2d)]
     n = len(towers)
-    if n!=1: raise BadInput(f'{folder} has a stem, and its model {n} patch embeddings that it could go before; 1 is wanted')
+    if n!=1: raise BadInput(f'{folder} has a stem, and {n} patch embeddings that it could go before, not 1')
     at,stem = towers[0],load_stem(folder)
     patch = size//at.image_size
     like = at.patch_embedding.weight

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.codes import Codes, dense_to_codes, feature_sums, flat_to_codes, sparse_decode
+from ..core.data import sae_folder
 from ..core.files import BadFile, BadInput, NotFound, made_by, read_json, room_for, write_json
 from ..core.folders import check_hashes, file_hashes, new_version, settle
 from ..core.readers import Width, checked
@@ -379,11 +380,11 @@ def read_cfg(
 
 # %% ../../nbs/saes/10_base.ipynb #493ce95c
 def load_sae(
-    path:str|Path,     # a folder that save_sae wrote
+    path:str|Path,     # a folder that save_sae wrote, or an embedded name
     strict:bool=True,  # refuse one that would answer, but wrongly
 )->SAE:
     "The SAE in a folder. Raises `NotFound`, or `BadInput` for changed weights, and as `load_weights` and `sound` do."
-    path = settle(path)
+    path = settle(sae_folder(path))
     record,tensors = read_cfg(path),load_tensors(path/'sae_weights.safetensors')
     cfg = record['sae_notebooks']
     size,claimed = tuple(tensors['W_dec'].shape) if 'W_dec' in tensors else (),(cfg['d_sae'],cfg['d_in'])

@@ -29,11 +29,12 @@ def save_state(
 
 def _key(tensors, said): return named_key(tensors)+tensor_key(said)
 
-# %% ../../nbs/training/10_checkpoint.ipynb #c4afbc9b
+# %% ../../nbs/training/10_checkpoint.ipynb #64f1ceda
 def _version(path):
     found = os.stat(path)
     return found.st_ino,found.st_mtime_ns
 
+# %% ../../nbs/training/10_checkpoint.ipynb #71f55a6c
 def load_state(
     path:str|Path, # written by save_state
 )->tuple[dict,dict]: # tensors, meta

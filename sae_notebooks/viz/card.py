@@ -212,5 +212,6 @@ def report_card(
     own = dict(title='Report card', intro=_said_of_rows(s), summary=card_lines(report), floor=s['floor'],
                figures=card_figures(report), chosen=chosen, kind=_items(s)[:-1])
     if report.contexts is not None: own['contexts'] = report.contexts
+    own['tables'] = {k:report.tables[k] for k in ('promoted','places','near') if k in report.tables}
     if s.get('parts') is not None: own['words'] = dict(density=f'share of {_rows_read(s)} that activate it, 0 to 1')
     return write_page(path, f.round(4), report.top_items, report.top_acts, image, caption, **own|options)

@@ -19,6 +19,7 @@ from ..core.files import BadInput, atomic, data_uri
 from ..metrics.contexts import pieces
 from .figures import check_top, thumbnail
 from .scores import first_scores, sorting_column, words_of
+from .texts import visible
 
 # %% ../../nbs/viz/30_page.ipynb #ecab9247
 _unsafe = {ord(c): f'\\u{ord(c):04x}' for c in '<>&\u2028\u2029'}
@@ -27,13 +28,14 @@ def script_json(
     obj, # dicts, lists, strings, finite numbers
 )->str:  # JSON that contains no markup
     "`obj` as JSON that can stand inside a `<script>` element."
-    return json.dumps(obj, ensure_ascii=False, allow_nan=False, separators=(',', ':')).translate(_unsafe)
+    out = json.dumps(obj, ensure_ascii=False, allow_nan=False, separators=(',', ':')).translate(_unsafe)
+    return re.sub('[\ud800-\udfff]', lambda half: f'\\u{ord(half[0]):04x}', out) # half a letter cannot be a file
 
 # %% ../../nbs/viz/30_page.ipynb #bb950d5a
 def _column(name, col):
     "One column as name, kind (`int`, `num` or `text`) and values that JSON can hold."
     if not pd.api.types.is_numeric_dtype(col) or pd.api.types.is_bool_dtype(col):
-        return dict(name=str(name), kind='text', values=['' if pd.isna(v) else str(v) for v in col])
+        return dict(name=str(name), kind='text', values=['' if pd.isna(v) else visible(str(v)) for v in col])
     v = col.to_numpy(dtype=float, na_value=np.nan)
     ok = np.isfinite(v)
     whole = (v[ok]==np.round(v[ok])).all()
@@ -64,7 +66,7 @@ def _cards(rows, items, acts):
 
 def _captions(cards, caption):
     shown = sorted({i for c in cards.values() for i in c['items']})
-    return shown,{i: str(caption(i)) for i in shown} if caption else {}
+    return shown,{i: visible(str(caption(i))) for i in shown} if caption else {}
 
 # %% ../../nbs/viz/30_page.ipynb #15946b41
 def _photographs(rows, items, acts, image, caption, thumb):
@@ -114,22 +116,70 @@ class PageOptions:
     kind:str='image'              # what items are: image or text
     contexts:object=None          # of texts: `Contexts`, where in them each feature is on
     most:int=200                  # of texts: characters to show of one
+    whole:int=4_000               # and, on demand, as many
+    room:int=2_000_000            # characters of whole texts in the page; a text beyond them is not there on demand
+    tables:Mapping|None=None      # of texts: promoted, places, near, as `with_promoted` and `with_places` make them
 
 # %% ../../nbs/viz/30_page.ipynb #fb4f0efd
+def _stretches(text, where, most):
+    "A text as the page shows it: pairs of stretch and activation."
+    return [[visible(p),float(f'{v:.4g}')] for p,v in pieces(text, *where, most=most)]
+
+# %% ../../nbs/viz/30_page.ipynb #f5f78e0d
 def _passages(rows, items, acts, text, caption, o):
     "The cards of the features at `rows`: of each text its stretches and their activations."
     cards,m = _cards(rows, items, acts),items.shape[1]
-    def stretches(r, j, i):
-        where = o.contexts.of(r, j, m) if o.contexts is not None else ()
-        return [[p,float(f'{v:.4g}')] for p,v in pieces(str(text(i)), *where, most=o.most)]
-    for r,c in cards.items(): c['texts'] = [stretches(r, j, i) for j,i in enumerate(c['items'])]
-    return dict(cards=cards, thumb=o.thumb, thumbs={}, captions=_captions(cards, caption)[1])
+    def where(r, j): return o.contexts.of(r, j, m) if o.contexts is not None else ()
+    def shown(r, j, i): return _stretches(str(text(i)), where(r, j), o.most)
+    for r,c in cards.items(): c['texts'] = [shown(r, j, i) for j,i in enumerate(c['items'])]
+    wholes = _wholes(cards, text, where, o)
+    return dict(cards=cards, thumb=o.thumb, thumbs={}, captions=_captions(cards, caption)[1], wholes=wholes)
+
+# %% ../../nbs/viz/30_page.ipynb #83116e76
+def _wholes(cards, text, where, o):
+    "Whole texts in parts, by item; in each card, for each of its texts, the parts that are on."
+    out,room,shown = {},o.room,{}
+    for r,c in cards.items():
+        for j,i in enumerate(c['items']): shown.setdefault(i, []).append((r,j))
+    for i,at in shown.items():
+        t = str(text(i))[:o.whole]
+        if len(str(text(i)))<=o.most or len(t)>room: continue
+        room -= len(t)
+        levels = {(r,j):pieces(t, *where(r, j), most=len(t)) for r,j in at}
+        cuts = sorted({0,*(n for p in levels.values() for n in np.cumsum([len(q) for q,_ in p]).tolist())})
+        out[i] = [visible(t[a:b]) for a,b in zip(cuts,cuts[1:])]
+        for (r,j),p in levels.items(): cards[r].setdefault('on', {})[j] = _parts_on(p, cuts)
+    return out
+
+# %% ../../nbs/viz/30_page.ipynb #327904a4
+def _parts_on(parts, cuts):
+    "Pairs of the number of a part and its activation, for parts that are on."
+    ends,act = np.cumsum([len(q) for q,_ in parts]),[v for _,v in parts]
+    of = np.searchsorted(ends, cuts[:-1], 'right')
+    return [[n,float(f'{act[k]:.4g}')] for n,k in enumerate(of.tolist()) if act[k]>0]
+
+# %% ../../nbs/viz/30_page.ipynb #de30fc86
+def _of_texts(cards, names, text, o):
+    "Into the cards: tokens that are promoted and suppressed, places, and texts on which a feature is only just not on."
+    tables = {k:t.groupby('feature') for k,t in (o.tables or {}).items() if len(t)}
+    def rows(k, name): return tables[k].get_group(name) if k in tables and name in tables[k].groups else None
+    def place(v): return None if v!=v else float(f'{v:.4g}')
+    for r,c in cards.items():
+        writes,places,near = (rows(k, names[r]) for k in ('promoted','places','near'))
+        if writes is not None:
+            said = zip(writes.side, writes.token, writes.logit)
+            c['writes'] = [[side,visible(str(t)),float(f'{v:.3g}')] for side,t,v in said]
+        if places is not None: c['places'] = [[k,place(v)] for k,v in places.iloc[0].items() if k!='feature']
+        if near is not None:
+            def shown(m): return _stretches(str(text(int(m.item))), ([[m.start,m.end]],[1.]), o.most)
+            c['near'] = [[float(f'{m.pre:.3g}'),shown(m)] for m in near.itertuples()]
 
 # %% ../../nbs/viz/30_page.ipynb #1eee132c
 def _rows_of_texts(features, rows, most=2000):
     "All features, where they are not too many."
     return range(len(features)) if len(features)<=most else rows
 
+# %% ../../nbs/viz/30_page.ipynb #29be7c89
 def _shown(o):
     "What is to be seen below."
     if o.kind!='text':
@@ -224,7 +274,9 @@ def write_page(
                 ids=[str(i) for i in features.index], groups=groups, item=o.kind, shown=_shown(o),
                 **_columns(features, o.sort_by, o.words, o.kind))
     rows,get = [r for _, group in groups for r in group],image_getter(image)
-    if o.kind=='text': seen = _passages(_rows_of_texts(features, rows), items, acts, get, caption, o)
+    if o.kind=='text':
+        seen = _passages(_rows_of_texts(features, rows), items, acts, get, caption, o)
+        _of_texts(seen['cards'], features.index, get, o)
     else: seen = _photographs(rows, items, acts, get, caption, o.thumb)
     _write(path, render(data | seen))
     return Path(path)

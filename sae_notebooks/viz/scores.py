@@ -49,6 +49,7 @@ score_words |= {
     'status': 'what came of naming it: tested, untested, abstained or failed',
     'why': 'why it has no name, or why the name was not tested',
     'tokens': 'the tokens on which most of its activation falls, the first most of all',
+    'promotes': 'the tokens that its direction makes likeliest, through the unembedding',
     'note': 'what somebody wrote down about it'}
 _endings = {
     '_lo': 'lower end of the 95 % interval of ', '_hi': 'upper end of the 95 % interval of ',
@@ -70,6 +71,18 @@ def words_of(
         for of in (f'{stem}_auroc',stem):
             if of in score_words: return words+of
     return ''
+
+# %% ../../nbs/viz/15_scores.ipynb #c0bc1df0
+score_words |= {
+    'effect_kl': 'how far the expectation moves when the feature is turned, in nats',
+    'effect_p_kl': 'place of that among other directions of the same length',
+    'effect_rho': 'how far rows were moved for it, in units of their length',
+    'effect_specificity': 'how far the word that gains most stands out, in median absolute deviations',
+    'effect_agree': 'whether both halves of the items name the same word, 1 or 0',
+    'effect_target': 'what the named word gains in log-probability, in nats',
+    'effect_word': 'the word that gains most when the feature is turned',
+    'effect_up': 'the words that gain most when the feature is turned',
+    'effect_down': 'the words that lose most when the feature is turned'}
 
 # %% ../../nbs/viz/15_scores.ipynb #a8466952
 _first = ('ms','support','purity','name_auroc','q','auroc','depth','density','max_act')

@@ -300,17 +300,55 @@ function tint(part, act, most) {
   e.style.setProperty("--on", (12 + 44 * Math.min(act / most, 1)).toFixed(0) + "%");
   return e;
 }
-function passage(id, act, most, parts) {
-  const plain = part => part.replace(/\n/g, "\u21b5 "), said = data.captions[id] ?? "";
-  const marks = parts.map(([part, v]) => v > 0 ? tint(plain(part), v, most) : plain(part));
+const marks_of = (parts, most) => parts.map(([part, v]) => v > 0 ? tint(part, v, most) : part);
+const run = (...kids) => el("bdi", {dir: "auto"}, ...kids);
+// the whole text, made when it is asked for: its parts are shared by all features that show it
+function whole(id, on, most) {
+  const acts = new Map(on), parts = data.wholes[id];
+  const open = e => {
+    if (e.target.open && e.target.children.length < 2) {
+      e.target.append(run(...marks_of(parts.map((part, n) => [part, acts.get(n) ?? 0]), most)));
+    }
+  };
+  return el("details", {class: "whole", ontoggle: open}, el("summary", {}, "whole text"));
+}
+function passage(c, i, most) {
+  const id = c.items[i], said = data.captions[id] ?? "", act = c.acts[i];
   const value = el("span", {class: "soft", title: "strongest activation"}, act.toPrecision(3));
-  return el("p", {class: "passage", title: said || item + " " + id}, value, el("span", {}, ...marks));
+  const text = el("div", {}, run(...marks_of(c.texts[i], most)));
+  if (data.wholes[id]) text.append(whole(id, c.on[i], most));
+  return el("div", {class: "passage", title: said || item + " " + id}, value, text);
+}
+// what else is known of a feature of texts: what it writes, where it is on, and on what only just not
+function writes(c, side) {
+  const own = c.writes.filter(w => w[0] === side);
+  const token = ([, text, v]) => el("span", {class: "token", title: "logit " + v}, run(text));
+  return el("p", {class: "writes"}, el("b", {}, side), ...own.map(token));
+}
+function places(c) {
+  const most = Math.max(...c.places.map(p => p[1] ?? 0)) || 1, bars = el("div", {class: "places"});
+  for (const [words, v] of c.places) {
+    const share = v === null ? "\u2013" : (100 * v).toPrecision(3) + " %";
+    const e = el("i", {title: "token " + words + ": on for " + share});
+    e.style.height = 100 * (v ?? 0) / most + "%";
+    bars.append(e);
+  }
+  const said = "by place in the text, the highest bar " + (100 * most).toPrecision(3) + " %";
+  return [el("p", {class: "soft"}, said), bars];
+}
+function misses(c) {
+  const almost = parts => run(...parts.map(([part, v]) => v ? el("u", {}, part) : part));
+  const number = pre => el("span", {class: "soft", title: "pre-activation"}, pre.toPrecision(2));
+  const lines = c.near.map(([pre, parts]) => el("div", {class: "passage"}, number(pre), el("div", {}, almost(parts))));
+  return el("details", {}, el("summary", {}, "texts on which it is only just not on"), ...lines);
 }
 function photos(r) {
   const c = data.cards[r], most = c ? Math.max(...c.acts) : 0;
   if (!c) return el("p", {class: "soft"}, items + " are kept for the chosen features only");
-  if (c.texts) return el("div", {}, ...c.items.map((id, i) => passage(id, c.acts[i], most, c.texts[i])));
-  return el("div", {class: "photos"}, ...c.items.map((id, i) => photo(id, c.acts[i], most)));
+  if (!c.texts) return el("div", {class: "photos"}, ...c.items.map((id, i) => photo(id, c.acts[i], most)));
+  const texts = c.items.map((_, i) => passage(c, i, most)), more = c.near ? [misses(c)] : [];
+  if (c.writes) more.push(writes(c, "promoted"), writes(c, "suppressed"));
+  return el("div", {}, ...texts, ...more, ...(c.places ? places(c) : []));
 }
 function card(r) {
   const span = interval(r) ? " [" + show(lo, r) + ", " + show(hi, r) + "]" : "";
