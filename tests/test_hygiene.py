@@ -151,7 +151,8 @@ def test_no_machine_paths():
         if f==Path(__file__): continue
         try: s = f.read_text(encoding='utf-8')
         except UnicodeDecodeError: continue
-        bad += [f'{rel(f)}: {hit}' for hit in machine_paths(s, 'file')]
+        made = f.suffix=='.json' and 'data' in f.relative_to(root).parts[:1] # saved by a program, which may write down where it ran
+        bad += [f'{rel(f)}: {hit}' for hit in machine_paths(s, 'output' if made else 'file')]
     for p in notebooks():
         for i,o in outputs(p):
             shown = [text(o.get('text',''))] + [text(v) for k,v in o.get('data',{}).items() if k.startswith('text/')]
