@@ -17,8 +17,13 @@ _modules = {
     'saes.check': 'check',
     'saes.interop': 'from_pretrained read_sae save_as',
     'saes.match': 'match_l0',
-    'geometry.inner_product': 'dimension_weights LossMetric power_metric',
+    'geometry.inner_product': 'inner_product InnerProduct',
+    'geometry.coherence': 'pair_histogram',
     'geometry.recovery': 'mcc',
+    'geometry.pursuit': 'basis_pursuit debias omp',
+    'geometry.certificates': 'certify',
+    'geometry.stability': 'geometry_report qstar',
+    'geometry.loss_metric': 'dimension_weights LossMetric power_metric',
     'acts.combine': 'concat store_rows',
     'acts.damage': 'find_damage',
     'acts.extract': 'extract',
@@ -46,6 +51,7 @@ _modules = {
     'viz.browser': 'browse FeatureBrowser',
     'viz.card': 'report_card',
     'viz.page': 'write_page',
+    'viz.panel': 'steer_panel',
 }
 _names = {name: module for module,names in _modules.items() for name in names.split()}
 __all__ = sorted(_names)

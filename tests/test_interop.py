@@ -9,6 +9,12 @@ from sae_notebooks.saes.interop import read_sae, save_as
 peers = os.environ.get('SAE_NOTEBOOKS_PEERS')
 pytestmark = pytest.mark.skipif(not peers, reason="set SAE_NOTEBOOKS_PEERS to a folder with the environments of sae-lens, dictionary-learning, eai-sparsify, lm-eval, repeng and sae-dashboard")
 
+def python_of(venv):
+    "A peer's interpreter; a test whose environment is not there is skipped"
+    exe = f'{peers}/v_{venv}/bin/python'
+    if not os.path.exists(exe): pytest.skip(f'no {exe}')
+    return exe
+
 OPEN = dict(saelens=('sae-lens', 'from sae_lens import SAE; s=SAE.load_from_disk(p); enc=s.encode; out=lambda x: s.decode(s.encode(x))'),
     dictionary_learning=('dictionary-learning', '''import json, torch
 from dictionary_learning.dictionary import AutoEncoder,GatedAutoEncoder,JumpReluAutoEncoder
@@ -44,7 +50,7 @@ def there(venv, code, p, x):
     torch.save(x, p/'x.pt')
     script = f'import sys,torch\np={str(p)!r}; x=torch.load(p+"/x.pt"); g=torch.Generator().manual_seed(5)\nwith torch.no_grad():\n'
     script += '\n'.join('    '+l for l in (code+'\nf=enc(x); y=out(x)\ntorch.save((f.detach().cpu(),y.detach().cpu()), p+"/out.pt")').splitlines())
-    r = subprocess.run([f'{peers}/v_{venv}/bin/python','-c',script], capture_output=True, text=True, timeout=600, env=dict(os.environ, WANDB_MODE='disabled', HF_HUB_OFFLINE='1'))
+    r = subprocess.run([python_of(venv),'-c',script], capture_output=True, text=True, timeout=600, env=dict(os.environ, WANDB_MODE='disabled', HF_HUB_OFFLINE='1'))
     assert r.returncode==0, r.stderr[-2500:]
     return torch.load(p/'out.pt')
 
@@ -111,7 +117,7 @@ def test_same_loss_and_gradients(layout, arch, low, tmp_path):
     s.cfg.update({'relu':dict(l1=.05), 'gated':dict(l1=.05), 'jumprelu':dict(l0=.01, band=.2)}.get(arch,{}))
     save_as(s, tmp_path, layout); torch.save(x, tmp_path/'x.pt')
     script = f'import torch\np={str(tmp_path)!r}; arch={arch!r}; x=torch.load(p+"/x.pt")\n'+code
-    r = subprocess.run([f'{peers}/v_{venv}/bin/python','-c',script], capture_output=True, text=True, timeout=600, env=dict(os.environ, WANDB_MODE='disabled', HF_HUB_OFFLINE='1'))
+    r = subprocess.run([python_of(venv),'-c',script], capture_output=True, text=True, timeout=600, env=dict(os.environ, WANDB_MODE='disabled', HF_HUB_OFFLINE='1'))
     assert r.returncode==0, r.stderr[-2500:]
     want,grads = torch.load(tmp_path/'out.pt')
     fit = s.losses(x); fit.loss.backward()
@@ -126,7 +132,7 @@ def test_same_loss_and_gradients(layout, arch, low, tmp_path):
 
 def run_there(venv, code, p):
     "Run code in a peer's environment; what it saves as out.pt"
-    r = subprocess.run([f'{peers}/v_{venv}/bin/python','-c',f'import torch\np={str(p)!r}\n{code}'], capture_output=True, text=True, timeout=900, env=dict(os.environ, HF_HUB_OFFLINE='1'))
+    r = subprocess.run([python_of(venv),'-c',f'import torch\np={str(p)!r}\n{code}'], capture_output=True, text=True, timeout=900, env=dict(os.environ, HF_HUB_OFFLINE='1'))
     assert r.returncode==0, r.stderr[-2500:]
     return torch.load(p/'out.pt', weights_only=False)
 
@@ -159,6 +165,19 @@ def test_control_vector_in_repeng(tmp_path):
 v = ControlVector.import_gguf(p+"/v.gguf"); (v*2).export_gguf(p+"/w.gguf"); torch.save((v.model_type,{k:torch.tensor(d.copy()) for k,d in v.directions.items()}), p+"/out.pt")''', tmp_path)
     assert theirs[0]=='llama' and list(theirs[1])==[2] and torch.allclose(theirs[1][2], 3*sae.W_dec[7]/sae.W_dec[7].norm(), atol=1e-5)
     (back,) = read_control_vector(tmp_path/'w.gguf'); assert back.point=='resid_post.2' and np.allclose(back.directions[0], 2*theirs[1][2].numpy(), atol=1e-5)
+
+def test_control_vector_in_gguf(tmp_path):
+    "The format's own library, which repeng and llama.cpp's scripts write with, finds in our file what we put there; and we find what it writes"
+    from sae_notebooks.steering.formats import read_gguf, save_control_vector
+    model,sae,add,_ = turned(); save_control_vector(add, tmp_path/'v.gguf', model.net, sae)
+    said,rows = run_there('repeng', '''import gguf
+r = gguf.GGUFReader(p+"/v.gguf"); said = {k:f.contents() for k,f in r.fields.items() if not k.startswith("GGUF.")}; rows = {t.name:torch.tensor(t.data.copy()) for t in r.tensors}
+w = gguf.GGUFWriter(p+"/w.gguf", "controlvector"); w.add_string("controlvector.model_hint", "llama"); w.add_uint32("controlvector.layer_count", 1)
+for k,t in rows.items(): w.add_tensor(k, t.numpy())
+w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close(); torch.save((said,rows), p+"/out.pt")''', tmp_path)
+    ours,kept = read_gguf(tmp_path/'v.gguf'),read_gguf(tmp_path/'w.gguf')
+    assert said==ours[0] and {**kept[0]}.items()<=said.items() and list(rows)==list(ours[1])==list(kept[1])==['direction.2']
+    for t in (ours[1],kept[1]): assert (rows['direction.2'].numpy()==t['direction.2']).all()
 
 def test_features_in_saedashboard(tmp_path):
     "SAEDashboard's own classes take our batches, and give the same numbers back"

@@ -67,10 +67,14 @@ report.save('run/named'); report_card(report, 'run/features.html', open_images({
     looked_at(tmp_path, 49)
 
 def test_texts_from_a_shell(texts, tmp_path):
+    (tmp_path/'prompts.txt').write_text('Once upon a time\nThe old man\n')
     python(commands([f'extract "{texts}" --model stories260k --rule all', f'extract "{texts}" --out run/judge',
         'train run/acts --d-sae 32 --k 4 --steps 60 --batch-size 64 --held-out .3', 'measure run/sae run/acts run/judge --draws 20',
-        f'name run/report "{texts}"', f'page run/named "{texts}"']), tmp_path)
+        f'name run/report "{texts}"', f'page run/named "{texts}"',
+        'steer stories260k prompts.txt --report run/named --sae run/sae --feature 3 --control 5 --unit contribution --strengths 1,9 --new 6']), tmp_path)
     report,_ = looked_at(tmp_path, len(TEXTS)); assert report['kind']=='text'
+    steered = pd.read_csv(tmp_path/'run'/'steered'/'table.csv'); assert steered.kind.tolist()==['alone','feature','feature','control','control']
+    assert (steered.rho[1:]>0).all() and steered.loss.notna().all() and len(pd.read_csv(tmp_path/'run'/'steered'/'texts.csv'))==10
 
 def test_texts_from_python(texts, tmp_path):
     python(f'''

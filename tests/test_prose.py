@@ -8,6 +8,8 @@ from project import cells, load, nb_id, narrative, notebooks, root, text
 KNOWN = {
     'papers/10_vlm_monosemanticity.ipynb': {'2504.02821':'the number of the paper', '0.37':'a claim of the paper', '0.07':'a claim of the paper',
         '0.01':'a claim of the paper'},
+    'papers/12_vlm_steering.ipynb': {'2504.02821':'the number of the paper', '2.4':'MB of an image in LLaVA: arithmetic', '42.4 %':'of the paper',
+        '35.8 %':'of the paper', '52.5 %':'of the paper', '33.3 %':'of the paper'},
     'tutorials/01_first_sae.ipynb': {'95 %':'the level of every interval'},
     'benchmarks/30_metrics.ipynb': {'2.3':'GiB of 50,000 x 12,288 numbers in float32: arithmetic'},
 }
@@ -59,6 +61,7 @@ def measured(path):
 SET = {
     'benchmarks/10_activations.ipynb': ('The bounds below are far below what is measured', 'In numbers, with room for a busy machine'),
     'papers/10_vlm_monosemanticity.ipynb': ('is what the best of one half of the photographs scores on the other',),
+    'papers/12_vlm_steering.ipynb': ('the model must know the word, that is',),
     'tutorials/01_first_sae.ipynb': ('The model saw half of them while it was trained',),
     'tutorials/04_read_and_name_features.ipynb': ('trained on half of the photographs', 'A first version of this page', 'half of which the feature is active on'),
 }

@@ -4,6 +4,7 @@ import pandas as pd, pytest, torch
 from sae_notebooks import load_model, points
 from sae_notebooks.core.compat import import_torchvision
 from sae_notebooks.core.data import catalogue, data_folder, verify
+from sae_notebooks.models.sites import check_sites
 
 import_torchvision()
 
@@ -47,6 +48,8 @@ def test_language_has_sites():
     model = load_model('small_language')
     sites = points(model.net)
     assert {f'resid_post.{k}' for k in range(6)}<=set(sites) and model.point=='resid_post.3'
+    batch = model.prepare(['The capital city of','A dog runs over the grass, and then'])
+    assert max(check_sites(model.net, lambda: model.forward(batch)).values())<1e-5
 
 @pytest.mark.parametrize('name', ['small_language'])
 def test_model_is_named_with_its_recipe(name):

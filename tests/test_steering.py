@@ -325,6 +325,39 @@ def test_bad_input(made):
         with pytest.raises(BadInput, match=what): steer(who, items, iv, sae=sae, **more)
     assert hooked(model.net)==0
 
+def at(sae, **record):
+    sae.metadata = dict(store=dict(record))
+    return sae
+
+BAD = { # what the issue's last line of acceptance lists, each with the words of its error
+    'feature that does not exist': (dict(features=32), {}, 'there is no feature 32: the SAE has 32, 0 to 31'),
+    'strength of NaN': (dict(strength=float('nan')), {}, 'strength must be a finite number'),
+    'strength of NaN for a row': (dict(strength=(1.,float('inf'))), {}, 'strength must be a finite number'),
+    'width of another SAE': ({}, dict(sae=lambda: random_sae('relu', D+8)), f'reads rows of {D+8} numbers, and .* gives rows of {D}'),
+    'width that its config does not say': ({}, dict(sae=lambda: wider(random_sae('relu', D))), 'says d_sae and d_in'),
+    'hook point of another SAE': ({}, dict(sae=lambda: at(random_sae('relu', D), point='resid_post.3', items=[])), 'was trained at resid_post.3, and the intervention is at resid_post.2'),
+    'empty prompt': ({}, dict(items=['']), 'the prompt of item 0 is empty'),
+    'image for a model of texts': ({}, dict(items=[Image.new('RGB',(8,8))]), 'wants texts; item 0 is a Image'),
+}
+
+def wider(sae):
+    sae.cfg['d_in'] = sae.d_in+1
+    return sae
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_sae_feature_strength_prompt(made, case):
+    "A named error before a word is written, and nothing left on the model"
+    model,(iv,more,why) = made['language'].model,BAD[case]
+    sae = more.get('sae', lambda: random_sae('relu', D))()
+    with pytest.raises(BadInput, match=why):
+        steer(model, more.get('items',['Once']), Intervention('resid_post.2', 'set', **dict(dict(features=5, strength=3.), **iv)), sae=sae)
+    assert hooked(model.net)==0
+
+def test_sae_of_another_point_on_demand(made):
+    model,sae = made['language'].model,at(random_sae('relu', D), point='resid_post.3', items=[])
+    with intervene(model, Intervention('resid_post.2','set',features=5,strength=3.), sae=sae, allow_other=True) as run: model.logits(made['language'].batch)
+    assert run.table().touched.item()>0
+
 def test_sweep_is_one_batch(made):
     model,sae = made['language'].model,random_sae('relu', D)
     iv = Intervention('resid_post.2','set',features=5)

@@ -54,6 +54,7 @@ class Meta:
     dtype:Literal['float16','bfloat16','float32'] # of the stored numbers
     parts:list[str]      # a fingerprint of the data of each run
 
+# %% ../../nbs/acts/25_manifest.ipynb #829a4dd4
 @dataclass
 class ShardRecord:
     "What is written down of a shard."

@@ -143,6 +143,7 @@ def _stamp(file):
     except FileNotFoundError as e: raise NotFound(f'{file} is missing') from e
     return s.st_ino,s.st_size,s.st_mtime_ns
 
+# %% ../../nbs/acts/20_shards.ipynb #153042c7
 @lru_cache(4096)
 def _places(file, stamp): return tensor_places(file)
 

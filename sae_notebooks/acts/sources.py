@@ -22,7 +22,7 @@ from ..core.files import (
 from ..core.readers import checked, read_table
 from ..core.tensors import tensor_key
 
-# %% ../../nbs/acts/10_sources.ipynb #73ccd333
+# %% ../../nbs/acts/10_sources.ipynb #2d2215be
 class _Found:
     "A field that may be given as a function, which is asked once, when the field is needed."
     def __set_name__(self, owner, name): self.name = name
@@ -33,6 +33,7 @@ class _Found:
         if callable(v): v = obj.__dict__[self.name] = v()
         return v
 
+# %% ../../nbs/acts/10_sources.ipynb #73ccd333
 @dataclass
 class Source:
     "Items to run a model on; `source[i]` is a PIL image, a tensor of pixels, a text, or an (image, text) pair."
@@ -58,7 +59,7 @@ class Source:
         return replace(self, get=lambda i: self.get(int(at[i])), items=items,
                        id=lambda: fingerprint([self.id, at.tolist()]))
 
-# %% ../../nbs/acts/10_sources.ipynb #4e6d3098
+# %% ../../nbs/acts/10_sources.ipynb #ec029f00
 def _hash_of_all(fn, jobs, at_once=256):
     "A hash of what `fn` makes of each, in order; some are worked on side by side, and none is kept."
     h = hashlib.sha256()
@@ -67,6 +68,7 @@ def _hash_of_all(fn, jobs, at_once=256):
             for said in pool.map(fn, jobs[lo:lo+at_once]): h.update(f'{said}\n'.encode())
     return h.hexdigest()
 
+# %% ../../nbs/acts/10_sources.ipynb #4e6d3098
 def _file_hash(path):
     try: return sha256(plain_file(path)) # not of a device, which never ends
     except (OSError, BadInput) as e: return f'unreadable: {e}' # whether that matters is seen when it is opened
@@ -176,12 +178,13 @@ def _labels(data):
     plain = [v.item() if hasattr(v,'item') else v for v in values]
     return pd.DataFrame(dict(label=[str(names[v]) if names and isinstance(v,int) else str(v) for v in plain]))
 
-# %% ../../nbs/acts/10_sources.ipynb #9cee5a0b
+# %% ../../nbs/acts/10_sources.ipynb #848bf502
 def _item_hash(x):
     if isinstance(x,tuple): return [_item_hash(v) for v in x]
     if hasattr(x,'convert'): return hashlib.sha256(repr((x.mode,x.size)).encode()+x.tobytes()).hexdigest()
     return tensor_key(x)
 
+# %% ../../nbs/acts/10_sources.ipynb #9cee5a0b
 def _data_id(data, fetch):
     "A hash of all items of a dataset, or the one that it has of itself."
     if getattr(data,'_fingerprint',None): return str(data._fingerprint)[:16]

@@ -69,7 +69,7 @@ def verify(
 def _hashes(root, item):
     for f,h in item['files'].items():
         yield inside(root, f),h
-        if not f.endswith('labels.csv'): continue
+        if Path(f).name!='labels.csv': continue # a report has a table_labels.csv
         with open(root/f, encoding='utf-8') as table:
             for r in csv.DictReader(table): yield inside(root/item['path'], r['file']),r['sha256']
 
@@ -262,11 +262,11 @@ def model_folder(
 
 # %% ../../nbs/core/10_data.ipynb #4a362393
 def sae_folder(
-    name:str|Path,  # an embedded SAE, or a folder
+    name:str|Path,  # an embedded SAE, the embedded model that it is of, or a folder
     part:str='sae', # sae, or report: of its features
 )->Path:            # a folder; a path that is no embedded name stays
     "Where an SAE is, or its report."
-    ours = None if Path(name).exists() else _embedded(name,'sae')
+    ours = None if Path(name).exists() else _embedded(name,'sae') or _embedded(f'{name}_sae','sae')
     return ours/part if ours else Path(name)
 
 # %% ../../nbs/core/10_data.ipynb #f67602b4

@@ -62,6 +62,7 @@ class NoSpace(BadInput):
         super().__init__(f'no space for {path}{sizes and f" ({sizes})"}: what was finished is kept; '
                          'make room and run the same again')
 
+# %% ../../nbs/core/05_files.ipynb #482f7089
 class Busy(BadInput):
     "Another process is writing the folder."
 

@@ -158,6 +158,7 @@ def _let_go(path): # whether it was a lock that nobody holds; it is removed
 _signs = {'a store of activations':['store.json'], 'a feature report':['report.json'],
           'an SAE':['cfg.json','sae.safetensors','ae.pt','params.npz','params.safetensors'],
           'an unfinished store of activations':['progress-*.jsonl'],
+          'steered texts':['steered.json'], 'unfinished steered texts':['steered-part.jsonl'],
           'an unfinished combination of stores':['.combine.json'],
           'an unfinished training run':['checkpoint*.safetensors'], 'a set of SAEs':['[0-9][0-9][0-9]/cfg.json']}
 
@@ -188,6 +189,7 @@ def _said(path, name):
     if not path.is_file(): return None
     return plain(parse_json(path.read_bytes(), path)) if name.endswith('.json') else sha256(path)
 
+# %% ../../nbs/core/06_folders.ipynb #47b2ded3
 def _same(old, new):
     "Whether two files say the same; of damaged ones nobody knows."
     try: return _said(old, old.name)==_said(new, old.name)
@@ -214,13 +216,14 @@ def new_version(
             raise BadInput(f'{folder} already holds {there} that says something else: name another folder, '
                            'or replace it with overwrite (--overwrite)')
 
-# %% ../../nbs/core/06_folders.ipynb #531147f8
+# %% ../../nbs/core/06_folders.ipynb #e0ed4122
 def file_hashes(
     files:dict, # name -> path
 )->dict:        # name -> SHA-256
     "For the record of an artefact."
     return {nm:sha256(p) for nm,p in files.items()}
 
+# %% ../../nbs/core/06_folders.ipynb #531147f8
 def check_hashes(
     folder:str|Path, # of an artefact
     hashes:dict,     # as its record holds them; None or empty for those of older versions

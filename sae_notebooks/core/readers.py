@@ -94,6 +94,7 @@ def _line_of(path):
     try: raw.decode()
     except UnicodeDecodeError as e: return f'line {raw[:e.start].count(bytes([10]))+1}'
 
+# %% ../../nbs/core/08_readers.ipynb #e9e3edfb
 def _csv_trouble(path, e):
     "What pandas found, in words."
     if isinstance(e, pd.errors.EmptyDataError): return BadFile(path, 'is empty, a table with a line of names is needed')

@@ -147,7 +147,7 @@ def _failure(nb, err, n_lines=12):
     reason = _plain('\n'.join(tb)) if tb else f'{type(err).__name__}: {err}'
     return i+1, cells[i].source, '\n'.join(reason.strip().splitlines()[-n_lines:])
 
-# %% ../../nbs/dev/10_run.ipynb #dffdadc8
+# %% ../../nbs/dev/10_run.ipynb #86b545e7
 _kernel_environ = dict(IN_TEST='1', TQDM_DISABLE='1', MPLBACKEND='module://matplotlib_inline.backend_inline')
 
 @contextlib.contextmanager
@@ -158,6 +158,7 @@ def _environ(**kw):
     finally:
         for k,v in old.items(): os.environ.pop(k, None) if v is None else os.environ.__setitem__(k, v)
 
+# %% ../../nbs/dev/10_run.ipynb #dffdadc8
 @contextlib.contextmanager
 def working_in(
     folder, # to be the current one within the block
@@ -220,6 +221,12 @@ def run_path(
         if src.is_relative_to(top): return base/out/src.relative_to(top)
     return base/out/src.name
 
+# %% ../../nbs/dev/10_run.ipynb #0f04218b
+def _cleaner():
+    try: from nbdev.clean import clean_nb
+    except ImportError as e: raise ImportError(f"cleaning needs {e.name}: pip install 'sae_notebooks[dev]'") from None
+    return clean_nb
+
 # %% ../../nbs/dev/10_run.ipynb #832c59b7
 def write_outputs(
     src,           # the notebook, rewritten in place
@@ -238,8 +245,3 @@ def write_outputs(
     keys = ('allowed_metadata_keys','allowed_cell_metadata_keys')
     clean_nb(nb, **{k:_setting(src, k) for k in keys})
     return _write(nb, src)
-
-def _cleaner():
-    try: from nbdev.clean import clean_nb
-    except ImportError as e: raise ImportError(f"cleaning needs {e.name}: pip install 'sae_notebooks[dev]'") from None
-    return clean_nb

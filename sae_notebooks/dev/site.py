@@ -169,6 +169,7 @@ def _header(web, pages, here):
     brand = f'<a class="brand" href="{here.root}index.html">{html.escape(web.get("title",""))}</a>'
     return f'<header>{brand}{links}{find}<label class="menu" for="menu">Menu</label></header>'
 
+# %% ../../nbs/dev/25_site.ipynb #95ca019a
 def _pager(order, pages, here):
     "Links to the page before and the page after."
     if here.src not in order: return ''
@@ -178,6 +179,7 @@ def _pager(order, pages, here):
     prev = link(order[i-1], 'prev', '← {}') if i else '<span></span>'
     return f'<div class="pager">{prev}{link(order[i+1], "next", "{} →") if i+1<len(order) else ""}</div>'
 
+# %% ../../nbs/dev/25_site.ipynb #c9ceee54
 def _actions(web, here):
     "Links to the notebook in the repository and to its issues."
     if 'repo-url' not in web: return ''

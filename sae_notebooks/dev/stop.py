@@ -14,7 +14,7 @@ import sys
 import threading
 from contextlib import contextmanager, suppress
 
-# %% ../../nbs/dev/27_stop.ipynb #e14b0a7e
+# %% ../../nbs/dev/27_stop.ipynb #f9356092
 _hangup = getattr(signal, 'SIGHUP', None)
 _signals = [s for s in (signal.SIGINT,signal.SIGTERM,_hangup) if s is not None]
 _within = [] # blocks that are running
@@ -27,6 +27,7 @@ def _let_go():
 
 if hasattr(os,'register_at_fork'): os.register_at_fork(after_in_child=_let_go)
 
+# %% ../../nbs/dev/27_stop.ipynb #e14b0a7e
 def stopping()->bool:
     "Whether the signal has come: what fails from then on fails because of it."
     return any(end.signal for end in _within)

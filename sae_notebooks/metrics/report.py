@@ -26,10 +26,11 @@ from .contexts import Contexts
 # %% ../../nbs/metrics/80_report.ipynb #44335380
 def _three(v): return 'undefined' if v is None else f'{v:.3f}'
 
-# %% ../../nbs/metrics/80_report.ipynb #70539738
+# %% ../../nbs/metrics/80_report.ipynb #c3e273b8
 def _finite(items, acts, path): # an item's activation is drawn
     if not np.isfinite(acts[items>=0]).all(): raise BadFile(path, 'acts holds NaN or infinite numbers')
 
+# %% ../../nbs/metrics/80_report.ipynb #70539738
 _bounds = dict(support=(0,1e15), density=(0,1), ms=(-1e9,1e9))
 
 def _in_bounds(t, csv):
@@ -61,6 +62,11 @@ class FeatureReport:
         return (f'FeatureReport: {len(self.features)} features, {s.get("dead","?")} dead; '
                 f'mean MS {_three(s.get("ms"))} (floor {_three(s.get("floor"))}){rows}')
 
+    def without_codes(self)->'FeatureReport': # to be passed on: codes are most of its size
+        "The same without the features of every item; what is known of the strongest stays."
+        where = self.contexts and replace(self.contexts, peak=np.zeros((0,2),int))
+        return replace(self, codes=None, item=None, contexts=where)
+
     def save(self, path:str|Path, overwrite:bool=False)->Path: # a folder; replace another report that is there
         """Write tables, examples, codes and their hashes, all or none. Raises `BadInput` where something else is, and
         for an infinite score, an activation that is not finite, or a density beyond 1: it could not be opened again."""
@@ -85,9 +91,9 @@ class FeatureReport:
 def _arrays(r):
     out = dict(examples=dict(items=r.top_items.astype(np.int64), acts=r.top_acts.astype(np.float32)))
     out['examples'] |= {f'draws/{k}':np.ascontiguousarray(v) for k,v in r.draws.items()}
+    if r.contexts is not None: out['contexts'] = r.contexts.arrays()
     if r.codes is None: return out
     ptr,idx,val = r.codes.row_ptr,r.codes.idx.int(),r.codes.val.float()
-    if r.contexts is not None: out['contexts'] = r.contexts.arrays()
     return out|dict(codes=dict(row_ptr=ptr.numpy(), idx=idx.numpy(), val=val.numpy(), item=np.asarray(r.item,np.int64)))
 
 # %% ../../nbs/metrics/80_report.ipynb #f654f53c

@@ -71,6 +71,7 @@ def row_centre(
     some = rows[np.linspace(0, len(rows)-1, min(most,len(rows))).astype(int)]
     return store[some].double().mean(0)
 
+# %% ../../nbs/metrics/82_tokens.ipynb #e3d3d9a6
 @torch.no_grad()
 def encoded_batches(
     sae:SAE,            # a trained SAE

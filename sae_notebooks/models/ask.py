@@ -104,11 +104,12 @@ def _misfit(v, schema, at='it'):
         inner = [(v[k],s,repr(k)) for k,s in schema.get('properties',{}).items() if k in v]
     return next((wrong for x in inner if (wrong := _misfit(*x))), '')
 
-# %% ../../nbs/models/90_ask.ipynb #d12cecab
+# %% ../../nbs/models/90_ask.ipynb #6961e3b0
 def _writable(v): # what cannot be written down, such as NaN or half a letter, is no answer
     try: return bool(json.dumps(v, allow_nan=False, ensure_ascii=False).encode())
     except (ValueError, RecursionError): return False
 
+# %% ../../nbs/models/90_ask.ipynb #d12cecab
 def parse_answer(
     text:str,    # what the model wrote
     schema:dict, # what it should be

@@ -37,6 +37,7 @@ def medclip_pixels(
 # %% ../../nbs/models/55_medclip.ipynb #1cdbd1f5
 def _part(state, prefix): return {k[len(prefix):]:v for k,v in state.items() if k.startswith(prefix)}
 
+# %% ../../nbs/models/55_medclip.ipynb #01bd6d6a
 def _filled(kind, cfg, state, what):
     "A network of transformers with these weights, under their old names or new."
     import transformers

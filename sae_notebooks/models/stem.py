@@ -25,7 +25,7 @@ class MobileStem(nn.Module):
     ):
         super().__init__()
         self.conv_stem,self.layer,self.scale = net.conv_stem,nn.Sequential(*net.layer[:blocks]),scale
-    def forward(self, pixels:Tensor)->Tensor: # (n, 3, h, w) -> (n, channels, h/16, w/16)
+    def forward(self, pixels:Tensor)->Tensor: # (n, 3, h, w) -> (n, channels, h/16, w/16); after 13 blocks /32
         x = pixels.contiguous(memory_format=torch.channels_last)
         return self.layer(self.conv_stem(x)).contiguous()/self.scale
 

@@ -93,13 +93,14 @@ def _from_model(report, images, e, namer, part, o, more):
         raise BadInput('naming was called off before anything was asked')
     return name_by_model(asks, namer, o.cache, progress=o.progress)[['name','description','status','why']]
 
-# %% ../../nbs/naming/50_name.ipynb #11d6c405
+# %% ../../nbs/naming/50_name.ipynb #da2783cb
 def _from_text_words(report, texts, words, part, o, more):
     "Names from the words of the texts, or those of a list: one row a feature."
     if isinstance(words,(str,pd.DataFrame)): words = (open_words(words) if isinstance(words,str) else words).word
     t = name_by_text_words(report, texts, part=='name', words, seed=o.seed, **more)[['name','names','status','why']]
     return t if o.features is None else t.loc[list(o.features)]
 
+# %% ../../nbs/naming/50_name.ipynb #11d6c405
 def _text_judge(report, texts, namer, o):
     if namer is None: return WordJudge(texts, report.item)
     return text_judge(namer, report, texts, o.cache)
@@ -122,11 +123,12 @@ def _said_of_words(words, texts):
     if words is None: return 'words of the texts' if texts else 'nouns'
     return words if isinstance(words,str) else 'own list'
 
-# %% ../../nbs/naming/50_name.ipynb #a9773c4d
+# %% ../../nbs/naming/50_name.ipynb #71ddb7a3
 def _check_text_side(net):
     if 'text' in net.takes: return
     raise BadInput(f'{net.name} has no text side: names need an image-text model, such as small_image_text or a CLIP')
 
+# %% ../../nbs/naming/50_name.ipynb #a9773c4d
 def name(
     report:FeatureReport,      # from `measure`
     images,                    # the measured images or texts: item -> PIL image or text, such as an `Images`

@@ -249,11 +249,12 @@ def register(
     architectures[cls.architecture] = cls
     return cls
 
-# %% ../../nbs/saes/10_base.ipynb #a5f65b87
+# %% ../../nbs/saes/10_base.ipynb #63cc7e81
 def _class_of(architecture):
     if architecture in architectures: return architectures[architecture]
     raise BadInput(f'no architecture {architecture!r}; there are: {", ".join(sorted(architectures))}')
 
+# %% ../../nbs/saes/10_base.ipynb #a5f65b87
 def make_sae(
     architecture:str, # a registered name
     **kw,             # d_in, d_sae, seed and the architecture's options
@@ -271,8 +272,10 @@ def _takers(architecture, kw): # which architectures take an option that this on
     return said[0] if said else ''
 
 # %% ../../nbs/saes/10_base.ipynb #0e9f3cb9
-def _saelens_tensors(sae):
+def _saelens_tensors(sae, dtype='float32'):
     weights = {k:(v.T if k=='enc' else v).detach() for k,v in sae.state_dict().items()}
+    if dtype not in ('float32','float16'): raise BadInput(f'dtype must be float32 or float16, not {dtype!r}')
+    if dtype=='float16': weights = {k:v.half() for k,v in weights.items()}
     tensors = {sae.file_names.get(k,k):v.cpu().contiguous() for k,v in weights.items()}
     if 'threshold' in tensors: tensors['threshold'] = tensors['threshold'].expand(sae.d_sae).clone()
     return tensors
@@ -296,6 +299,7 @@ def save_sae(
     metadata:dict|None=None, # where it came from, beside what it knows of itself: settings, scores …
     overwrite:bool=False,    # replace another SAE that is there
     history=None,       # of its training, a DataFrame: it is kept beside, and the checkpoint goes
+    dtype:str='float32',# of the weights on disk; float16 is half as large, and opens as float32 again
 ):
     "Write `cfg.json` and `sae_weights.safetensors`, both or none. Raises `BadInput` where something else is."
     from safetensors.torch import save_file
@@ -304,7 +308,7 @@ def save_sae(
     run = dict(completes='an unfinished training run') if history is not None else {}
     known = {k:v for k,v in sae.metadata.items() if k not in ('key','given','files')} # of the folder it is from
     with new_version(path, 'an SAE', names+['history.csv']*len(run), old, overwrite, **run) as new:
-        tensors = _saelens_tensors(sae)
+        tensors = _saelens_tensors(sae, dtype)
         with room_for(Path(path)/weights, sum(t.nbytes for t in tensors.values())): save_file(tensors, new[weights])
         if run:
             with room_for(Path(path)/'history.csv'): history.to_csv(new['history.csv'], index=False)
@@ -347,13 +351,14 @@ def load_weights(
         v.copy_(t.T if k=='enc' else t)
     return sae.eval()
 
-# %% ../../nbs/saes/10_base.ipynb #ba8dec52
+# %% ../../nbs/saes/10_base.ipynb #e205e04e
 _any = float|bool|str|None # an option whose default is None
 
 def _type_of(default):
     if isinstance(default, (list,tuple)): return list[float]
     return {int:Annotated[int, range(-2**31, 2**31)], float:float, bool:bool, str:str}.get(type(default), _any)
 
+# %% ../../nbs/saes/10_base.ipynb #ba8dec52
 def cfg_type(
     architecture:str, # a registered name
 )->type:              # a dataclass of what its `cfg` holds

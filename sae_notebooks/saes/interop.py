@@ -76,6 +76,7 @@ def _opened(path):
     if path.suffix!='.npz': return torch.load(path, map_location='cpu', weights_only=True)
     with np.load(path, allow_pickle=False) as z: return {k:torch.from_numpy(z[k]) for k in z.files}
 
+# %% ../../nbs/saes/80_interop.ipynb #cbf8b4c6
 def _plain(v): # numbers that lie in memory as they are
     if isinstance(v, Tensor): return v.layout is torch.strided and v.is_cpu and not (v.is_quantized or v.is_complex())
     return type(v) in (int,float) and abs(v)<2**63

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Groups', 'store_groups', 'Direction', 'save_direction', 'load_direction', 'as_direction', 'difference_of_means',
            'mass_mean', 'separation', 'logistic_probe', 'paired_component', 'random_directions', 'feature_strengths',
-           'feature_direction', 'matched_features', 'reft_edit', 'reft_r1']
+           'feature_direction', 'features_like', 'reft_edit', 'reft_r1']
 
 # %% ../../nbs/steering/30_directions.ipynb #e76842a4
 import json
@@ -25,6 +25,7 @@ from ..core.seeds import seeded
 from ..core.tensors import load_tensors, read_meta, tensor_key, write_tensors
 from ..models.hooks import replace
 from ..models.positions import edit_rows
+from ..training.origin import trained_at
 
 # %% ../../nbs/steering/30_directions.ipynb #6b281067
 def _check_rows(x, name):
@@ -328,11 +329,11 @@ def feature_direction(
     "The decoder row of a feature, in the units of the rows."
     if not 0<=feature<sae.d_sae: raise BadInput(f'there is no feature {feature}: they are 0 to {sae.d_sae-1}')
     out = as_direction(sae.W_dec[feature].detach().cpu(), f'feature {feature}', groups, feature=int(feature))
-    out.point = out.point or str(sae.metadata.get('point') or '')
+    out.point = out.point or str(sae.metadata.get('point') or trained_at(sae).get('point') or '')
     return out
 
 # %% ../../nbs/steering/30_directions.ipynb #73108a96
-def matched_features(
+def features_like(
     strengths:pd.DataFrame, # from `feature_strengths`
     feature:int,            # to be matched
     n:int=39,               # how many

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.files import BadInput, progress_bar
-from sae_notebooks.steering.directions import (Direction, as_direction, feature_direction, matched_features,
+from sae_notebooks.steering.directions import (Direction, as_direction, feature_direction, features_like,
     random_directions)
 from .effects import empirical_p, target_loss
 from .intervene import Intervention, intervene
@@ -262,12 +262,14 @@ def _together(run, strengths, n, rows, what):
     return map(list, zip(*out))
 
 # %% ../../nbs/steering/50_dose.ipynb #11f4c517
-def _text_costs(model, prompts, at, texts):
+def _text_costs(model, prompts, at, texts, meaning=True):
     "Repetition and change of meaning of continuations, the first of which are those of the untouched model."
     words = [model.tokenizer(t, add_special_tokens=False)['input_ids'] for t in texts]
+    words = dict(repetition=[repetition(w) for w in words])
+    if not meaning: return words
     plain = dict(zip(at[:len(prompts)], texts))
     both = [[prompts[j]+t for j,t in zip(at,those)] for those in (texts,[plain[j] for j in at])]
-    return dict(repetition=[repetition(w) for w in words], meaning=change_of_meaning(model, *both))
+    return dict(words, meaning=change_of_meaning(model, *both))
 
 # %% ../../nbs/steering/50_dose.ipynb #9dc4036b
 @torch.no_grad()
@@ -283,6 +285,7 @@ def dose_response(
     new:int=30,         # tokens to write
     rows:int=64,        # texts of a pass
     seed:int=0,         # of sampling, where it is asked for by do_sample=True
+    meaning:bool=True,  # also the change of meaning, for which every text is read once more
     **generation,       # of the model's generate
 )->Dose:
     "Success and cost of steering at each strength. Raises `BadInput` for a judge that gives no numbers."
@@ -296,7 +299,7 @@ def dose_response(
         return model.generate([own[i] for i in at], new, **generation)
     s,i,texts,rho = _together(run, strengths, len(own), rows, write)
     out = table.iloc[i].reset_index(drop=True).assign(strength=s, rho=rho, text=texts, success=_judged(success, texts))
-    out = out.assign(**_text_costs(model, own, i, texts))
+    out = out.assign(**_text_costs(model, own, i, texts, meaning))
     def read(at): return text_loss(model, [human[k] for k in at]).tolist()
     s,i,nll,_ = _together(run, strengths, len(human), rows, read)
     name = arm.method if isinstance(arm, Direction) else arm.label
@@ -311,7 +314,7 @@ def _judged(success, texts):
 # %% ../../nbs/steering/50_dose.ipynb #4b3b09ea
 def _matched(sae, strengths, feature, n, seed, groups):
     if sae is None or strengths is None: raise BadInput('matched features need the SAE and its feature_strengths')
-    near = matched_features(strengths, feature, n, seed=seed).index
+    near = features_like(strengths, feature, n, seed=seed).index
     return [feature_direction(sae, int(i), groups) for i in near]
 
 # %% ../../nbs/steering/50_dose.ipynb #1913da57

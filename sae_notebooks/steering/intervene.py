@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['units', 'by_feature', 'by_direction', 'without_unit', 'Intervention', 'save_intervention', 'load_intervention',
-           'SomeFeatures', 'RowEdit', 'NothingChanged', 'length', 'Moves', 'Run', 'intervene']
+           'OtherSAE', 'sae_id', 'check_same_sae', 'among_largest', 'SomeFeatures', 'RowEdit', 'NothingChanged',
+           'length', 'Moves', 'Run', 'intervene']
 
 # %% ../../nbs/steering/15_intervene.ipynb #8058c06d
 import copy
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ..core.codes import pick_features
 from ..core.files import BadFile, BadInput, fingerprint, read_json, write_json
-from ..core.tensors import load_tensors, write_tensors
+from ..core.tensors import load_tensors, tensor_key, write_tensors
 from ..models import hooks
 from ..models.backbone import Backbone
 from ..models.positions import as_sequence, from_sequence, put_rows, take_rows
@@ -58,11 +59,15 @@ class Intervention:
     centre:bool=False                # projections are measured from the SAE's b_dec
     special:bool=False               # also tokens that the tokenizer added, and registers
     name:str=''                      # for tables
+    sae_id:str=''                    # whose features these are, from `sae_id`; empty: not recorded
+    per_row:bool=False               # of add: the directions are one for each row of the batch
 
     def __post_init__(self):
         for k,v in _plain(self).items(): object.__setattr__(self, k, v)
         _check(self)
     def at(self, strength)->'Intervention': return replace(self, strength=strength) # the same with another strength
+    def of(self, sae)->'Intervention': # the same, for this SAE only
+        return replace(self, sae_id=sae_id(sae, _features_meant(self)))
     @property
     def needs_sae(self)->bool: return self.op in by_feature or bool(self.features or self.when) or self.centre
     @property
@@ -85,9 +90,10 @@ _defaults = {f.name:f.default for f in fields(Intervention) if f.name not in ('p
 # %% ../../nbs/steering/15_intervene.ipynb #5af753a0
 def _listed(v): return v.tolist() if hasattr(v,'tolist') else v
 
-# %% ../../nbs/steering/15_intervene.ipynb #34d575d1
+# %% ../../nbs/steering/15_intervene.ipynb #c896f45e
 def _tuple(v): return tuple(v) if isinstance(v, (list,tuple,range)) else (v,)
 
+# %% ../../nbs/steering/15_intervene.ipynb #34d575d1
 def _plain(iv):
     "The fields that hold numbers, as tuples of plain numbers."
     new = {k:_listed(getattr(iv,k)) for k in ('features','directions','strength','when','quantiles')}
@@ -111,6 +117,8 @@ def _check(iv):
     for k,known in (('unit',units),('gate',gates)):
         if getattr(iv,k) not in known: raise BadInput(f'{k} must be one of {", ".join(known)}, not {getattr(iv,k)!r}')
     check_where(iv.where)
+    if not isinstance(iv.sae_id, str): raise BadInput(f'sae_id must be a text, not {iv.sae_id!r}')
+    if not isinstance(iv.per_row, bool): raise BadInput(f'per_row is True or False, not {iv.per_row!r}')
     if not (isinstance(iv.point, str) and iv.point):
         raise BadInput(f'point must be the name of a hook point, not {iv.point!r}')
     odd = [i for i in iv.features if not _index(i)]
@@ -130,6 +138,8 @@ def _check_what(iv):
         raise BadInput('project_cap takes one direction: give several interventions, which act one after the other')
     if iv.op in without_unit and iv.unit!='contribution':
         raise BadInput(f'the strength of {iv.op} is a ratio: it has no unit')
+    if iv.per_row and not (iv.op=='add' and iv.directions):
+        raise BadInput(f'per_row is of add with directions, one for each row of the batch, not of {iv.op}')
     if iv.op!='guided' and iv.gate!='one': raise BadInput(f'gate is an option of guided, not of {iv.op}')
     if (iv.unit=='quantile')!=(iv.quantiles is not None): raise BadInput('unit quantile and quantiles belong together')
 
@@ -182,6 +192,33 @@ def load_intervention(
 
 Intervention.save,Intervention.load = save_intervention,staticmethod(load_intervention)
 
+# %% ../../nbs/steering/15_intervene.ipynb #feabae02
+class OtherSAE(BadInput):
+    "An intervention names features of another SAE."
+
+# %% ../../nbs/steering/15_intervene.ipynb #e5b7089e
+def _features_meant(iv): return (*iv.features,*(iv.when[:1] if iv.when else ()))
+
+@torch.no_grad()
+def sae_id(
+    sae:Autoencoder, # any
+    features=(),     # which are meant; none: all
+)->str:              # 16 hexadecimal digits
+    "Whose features these are: a hash of their decoder rows, and of how many there are."
+    rows = sae.W_dec[list(features)] if len(features) else sae.W_dec
+    return fingerprint([*sae.W_dec.shape, list(features), tensor_key(rows.detach().float().cpu())])[:16]
+
+# %% ../../nbs/steering/15_intervene.ipynb #debd133f
+def check_same_sae(
+    iv:Intervention, # that may say whose features it names
+    sae,             # the SAE at hand
+):
+    "Raises `OtherSAE` for an intervention that was made for another SAE."
+    known = iv.sae_id and isinstance(sae, Autoencoder) and all(i<sae.d_sae for i in _features_meant(iv))
+    if not known or sae_id(sae, _features_meant(iv))==iv.sae_id: return
+    raise OtherSAE(f'{iv.label} was made for the features of another SAE: give that one, or name features of this one '
+                   '(allow_other=True takes it as it is)')
+
 # %% ../../nbs/steering/15_intervene.ipynb #6fca52b4
 def _weights_of(sae, i, put):
     "What a few features are read with, their bias less what b_dec would take off."
@@ -193,16 +230,40 @@ def _weights_of(sae, i, put):
     if theta is not None: w['theta'] = put(theta[i] if theta.ndim else theta).clamp_min(0)
     return w
 
+# %% ../../nbs/steering/15_intervene.ipynb #338cd62a
+@torch.no_grad()
+def among_largest(
+    xc:Tensor,    # inputs less b_dec, (n, d_in)
+    enc:Tensor,   # (d_sae, d_in)
+    b_enc:Tensor, # (d_sae,)
+    k:int,        # most features active in a row
+    at:Tensor,    # which features, (m,)
+    own:Tensor,   # their pre-activations, (n, m)
+    first:int|None=None, # features that are compared first; default an eighth, and 16*k at least
+)->Tensor:        # bool, (n, m)
+    "Whether features are positive and among the `k` largest of their rows; of equal ones all are."
+    still,first = own>0,first or max(len(enc)//8, 16*k)
+    def larger(pre, own): return (pre[:,None]>own[...,None]).sum(-1)
+    if first<len(enc) and still.any(): # a feature may be larger than itself by rounding: so many must be found, and one
+        still = still&(larger(F.linear(xc, enc[:first], b_enc[:first]), own)<=k)
+    rows = still.any(1).nonzero()[:,0]
+    if not len(rows): return still
+    pre = F.linear(xc[rows], enc, b_enc)
+    return still.index_copy(0, rows, still[rows]&(larger(pre, pre[:,at])<k))
+
 # %% ../../nbs/steering/15_intervene.ipynb #4e05f304
 class SomeFeatures:
     "Reads a few features of an SAE; the SAE goes to where the rows are."
     alone = ('relu','jumprelu','batchtopk','matryoshka','gated')
+    few = 4 # of TopK, more than these are read with all the others
     def __init__(self,
         sae:SAE,         # any
         features:tuple,  # which
     ):
         self.sae,self.at,self.w,self.place = sae,torch.tensor(features, dtype=torch.long),{},None
-        self.short = sae.architecture in self.alone and type(sae).centred is Autoencoder.centred
+        plain = type(sae).centred is Autoencoder.centred
+        self.short = sae.architecture in self.alone and plain
+        self.ranked = sae.architecture=='topk' and plain and len(features)<=self.few
 
     def ready(self, x:Tensor): # the weights where rows are, in their precision
         if self.place==(x.device,x.dtype): return
@@ -216,8 +277,12 @@ class SomeFeatures:
     def codes(self, x:Tensor): return self.whole(x).codes(x)
     def __call__(self, x:Tensor)->Tensor: # rows (n, d_in) -> feature_acts (n, m)
         self.ready(x)
-        if not self.short: return pick_features(self.whole(x).codes(x), self.at.to(x.device)).to_dense().to(x.dtype)
+        at = self.at.to(x.device)
+        if not self.short and not self.ranked: return pick_features(self.codes(x), at).to_dense().to(x.dtype)
         w,pre = self.w,F.linear(x, self.w['enc'], self.w['b'])
+        if self.ranked:
+            enc,b = (t.detach().to(x.dtype) for t in (self.whole(x).enc,self.sae.b_enc))
+            return pre*among_largest(x-w['b_dec'], enc, b, self.sae.cfg['k'], at, pre)
         if 'r' in w: return (pre>0)*magnitude(pre, w['own'], w['r'], w['mag'])
         return pre*(pre>w['theta']) if 'theta' in w else pre.relu()
 
@@ -292,13 +357,14 @@ class _InUnits(_Ready):
 
 # %% ../../nbs/steering/15_intervene.ipynb #fbf00540
 class _Along(_InUnits):
-    def along(self, h, f, v):
+    def along(self, h, f, v, of=None):
         "What the operators of directions add, (n, d_in)."
         op,iv = self.iv.op,self.iv
         if op=='guided': return guided_change(h, f[:,:self.m], v, self.D, iv.gate)
         if op=='add_relative': return add_relative_change(h, v, self.U)
         if op=='mix': return mix_change(h, v, self.basis)
         by = self.per_step(h)
+        if op=='add' and iv.per_row: return (v if by is None else v*by)*self.base[of.to(h.device)]
         if op=='add': return add_change(v if by is None else v*by, self.base, len(h))
         size = 1. if self.unit in ('contribution','norm') else self.base.norm(dim=1)
         put = project_set_change if op=='project_set' else project_cap_change
@@ -306,7 +372,7 @@ class _Along(_InUnits):
 
 # %% ../../nbs/steering/15_intervene.ipynb #f3381730
 class _Ways(_Along):
-    def added(self, x, h, f, v):
+    def added(self, x, h, f, v, of=None):
         "Rows with what is to be added to them, and which of them it is not zero for."
         if self.iv.op in feature_ops:
             off,by = self.off(h, f[:,:self.m] if f.shape[1]>self.m else f, v),self.per_step(h)
@@ -316,7 +382,7 @@ class _Ways(_Along):
                 return torch.where(touched, torch.addcmul(x, off, self.base), x),touched.view(-1)
             change,touched = off@self.base,(off!=0).any(1)
         else:
-            change = self.along(h, f, v)
+            change = self.along(h, f, v, of)
             touched = (change!=0).any(1)
         return add_where(x, change, touched),touched
 
@@ -341,13 +407,14 @@ class RowEdit(_Replacing):
     def __call__(self,
         x:Tensor,             # rows, (n, d_in)
         v:Tensor|None=None,   # a strength for each, (n,); None: the intervention's own
+        of:Tensor|None=None,  # per_row: the number of each row's direction, (n,)
     )->tuple:                 # rows (n, d_in); which changed, bool (n,)
         h = x if x.dtype==torch.float32 else x.to(torch.promote_types(x.dtype, torch.float32))
         self.ready(h)
         v = self.v if v is None else v.to(h)[:,None]
         f = self.features(h) if self.reads else None
         if self.lossy: new,touched = self.replaced(h, f, v).to(x.dtype),torch.ones_like(x[:,0], dtype=torch.bool)
-        else: new,touched = self.added(x, h, f, v)
+        else: new,touched = self.added(x, h, f, v, of)
         if self.gated_by is not None:
             touched = touched&(f[:,self.gated_by]>self.iv.when[1])
             new = torch.where(touched[:,None], new, x)
@@ -422,6 +489,13 @@ class _Chosen:
         if not len(self.each): return None
         v = self.for_rows(self.each, n).expand(n,positions)
         return v.reshape(-1) if at is True else v[at]
+    def direction_of(self, n, positions, at):
+        "The number of the direction of each row that is edited, where each row of the batch has its own."
+        if not self.iv.per_row: return None
+        m = len(self.iv.directions)
+        if n%m: raise BadInput(f'{m} directions for a batch of {n}: per_row wants one for each row')
+        own = torch.arange(m).repeat_interleave(n//m)
+        return own.repeat_interleave(positions) if at is True else own[at.nonzero()[:,0]]
     def positions(self, seq):
         "Which positions are edited now, bool (n, positions); True: all, False: none."
         s,iv = self.seen,self.iv
@@ -456,8 +530,8 @@ class _AtPoint(_Checking):
         at = self.positions(seq)
         if at is False: return act
         rows = seq.reshape(-1,d) if at is True else take_rows(act, at)
-        v = self.strengths(n, positions, at)
-        new,touched = self.edit(rows, v)
+        v,of = self.strengths(n, positions, at),self.direction_of(n, positions, at)
+        new,touched = self.edit(rows, v, of)
         self.moves.add(n, None if at is True else at.nonzero()[:,0], rows, new, touched)
         if at is True: new = new.view(act.shape) if act.ndim==3 else from_sequence(new.view(seq.shape), act)
         else: new = put_rows(act, at, new)
@@ -484,24 +558,28 @@ def _why_idle(s):
     silent = 'the features are silent, or ' if s.iv.op in ('scale','ablate','cap') or s.iv.when else ''
     return f'none of {s.moves.seen} rows changed: {silent}the strength is what they have already'
 
-# %% ../../nbs/steering/15_intervene.ipynb #43759c6c
+# %% ../../nbs/steering/15_intervene.ipynb #70f4094a
 def _in_turn(steps):
     def edit(act):
         for s in steps: act = s(act)
         return act
     return edit
 
+# %% ../../nbs/steering/15_intervene.ipynb #43759c6c
 def _sae_for(net, iv, sae, allow_other):
     "The SAE of an intervention, seen to be of its hook point as far as that is recorded."
     if isinstance(sae, dict): sae = next((s for p,s in sae.items() if resolve(net,p)==resolve(net,iv.point)), None)
-    was = trained_at(sae).get('point') if iv.needs_sae and sae is not None else None
-    if was is None or allow_other: return sae
+    if allow_other or sae is None or not iv.needs_sae: return sae
+    check_same_sae(iv, sae)
+    was = trained_at(sae).get('point')
+    if was is None: return sae
     try: same = resolve(net, was)==resolve(net, iv.point)
     except BadInput: same = False
     if same: return sae
     raise BadInput(f'the SAE was trained at {was}, and the intervention is at {iv.point}: '
                    'ask for it by allow_other=True')
 
+# %% ../../nbs/steering/15_intervene.ipynb #2f5bc7f7
 @contextmanager
 def _noted(model, passes):
     "Each batch that the model makes ready is known to those who ask for its roles."
@@ -523,7 +601,7 @@ def intervene(
     sae=None,            # the SAE whose features are named, or {hook point: SAE}
     mask=None,           # for where='mask': which places of each row of the batch, bool (rows, places)
     prompt=None,         # tokens of each prompt, where one pass holds prompt and continuation, (rows,)
-    allow_other=False,   # also an SAE that was trained at another point
+    allow_other=False,   # also an SAE that was trained at another point, or another than `sae_id` says
     warn=True,           # say when nothing changed
 ):
     "Within the block, the model runs with the interventions; the yielded `Run` says what they did."

@@ -88,6 +88,7 @@ def add_change(
     "The same step everywhere."
     return torch.as_tensor(v).to(steps).expand(n,1)*steps.sum(0)
 
+# %% ../../nbs/steering/10_operators.ipynb #c233539d
 def add_relative_change(
     x:Tensor,     # rows, (n, d_in)
     v:Tensor,     # share of each row's length, (n, 1) or ()

@@ -74,6 +74,15 @@ def _rows(ivs, n, strengths):
     own = [of(iv.strength) for iv in ivs]
     return [(i, own[0][i], [v[i] for v in own]) for i in range(n)]
 
+# %% ../../nbs/steering/17_steer.ipynb #c175b4ea
+def _by_line(run, n):
+    "Positions that were moved and how far on average, of each line; beams are put together."
+    t = run.by_row()
+    if t.empty: return np.zeros(n),np.zeros(n)
+    touched = t.touched.to_numpy().reshape(n,-1)
+    total = (touched*t.rho_mean.to_numpy().reshape(n,-1)).sum(1)
+    return touched.sum(1),total/np.maximum(touched.sum(1),1)
+
 # %% ../../nbs/steering/17_steer.ipynb #ce002999
 def _some(model, items, ivs, sae, rows, mask, options):
     "The texts of some lines, written in one batch."
@@ -87,11 +96,3 @@ def _some(model, items, ivs, sae, rows, mask, options):
     lines = [(i, np.nan if v is None else v, n, rho) for (i,v,_),n,rho in of_rows for _ in range(each)]
     t = pd.DataFrame(lines, columns=['item','strength','touched','rho'])
     return t.assign(text=texts, why='; '.join(run.idle()))
-
-def _by_line(run, n):
-    "Positions that were moved and how far on average, of each line; beams are put together."
-    t = run.by_row()
-    if t.empty: return np.zeros(n),np.zeros(n)
-    touched = t.touched.to_numpy().reshape(n,-1)
-    total = (touched*t.rho_mean.to_numpy().reshape(n,-1)).sum(1)
-    return touched.sum(1),total/np.maximum(touched.sum(1),1)

@@ -387,7 +387,7 @@ def _read_labels(labels, sae, n): # as a tensor; BadInput for some that the SAE 
     if len(labels)!=n: raise BadInput(f'{len(labels)} rows of labels for {n} rows of activations')
     return labels
 
-# %% ../../nbs/training/20_loop.ipynb #114f9026
+# %% ../../nbs/training/20_loop.ipynb #15ef4e36
 def keep_own(
     out:Path, # where a run is to go on, or begin
     kind:str, # what it makes: an SAE, or a set of SAEs
@@ -395,6 +395,7 @@ def keep_own(
     "Raises `BadInput` when something else is there."
     return keep_others(out, kind, 'an unfinished training run')
 
+# %% ../../nbs/training/20_loop.ipynb #114f9026
 def own_folder(
     out:Path|None, # where a run writes; None: nowhere
     what:str,      # who

@@ -366,7 +366,7 @@ def _of_texts(browser, k):
 
 # %% ../../nbs/viz/20_browser.ipynb #a8ea078e
 def _examples(browser, k, m, thumb, heat):
-    if not browser.image: return '<p>no images were given</p>'
+    if not browser.image: return '<p>no examples were given</p>'
     examples = browser.examples(k, m)
     most = max([a for _,a in examples] or [1]) or 1
     return ''.join(_example(browser, i, a/most, k, thumb, heat, j, most) for j,(i,a) in enumerate(examples))

@@ -75,7 +75,8 @@ def promoted_html(
     table:pd.DataFrame, # of one feature: side (promoted or suppressed), token, logit
 )->str:                 # HTML; '' where nothing is known
     "The tokens that a feature promotes, and those that it suppresses."
-    frame = 'border:1px solid #8888;border-radius:3px;padding:0 .25em;margin-right:.4em;white-space:pre'
+    frame = ('border:1px solid #8888;border-radius:3px;padding:0 .25em;margin-right:.4em;'
+             'white-space:pre;display:inline-block')
     def one(t, v): return f'<span style="{frame}" title="{v:.3g}">{html.escape(visible(str(t)))}</span>'
     def line(side, t): return f'<div><b>{side}</b> '+' '.join(one(*r) for r in zip(t.token, t.logit))+'</div>'
     sides = [(side,table[table.side==side]) for side in ('promoted','suppressed')] if len(table) else []
