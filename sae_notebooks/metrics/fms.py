@@ -590,7 +590,7 @@ def _null_held(answers, o, g):
 
 # %% ../../nbs/metrics/40_fms.ipynb #5a70564c
 def _null_grown(data, t, s, o, w1, g, least=None):
-    "FMS of trees grown on shuffled labels; after `trees` of them NaN for one that stays below `least`, whatever follows."
+    "FMS of trees grown on shuffled labels; after `trees` of them NaN for one that must stay below `least`."
     if not o.permutations: return [np.array([])]*len(o.p)
     rows = torch.from_numpy(np.flatnonzero(s.score))
     b,top,whole = binned(data),max(o.p)+1,o.trees if least is not None and o.trees is not None else o.permutations
