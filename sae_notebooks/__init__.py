@@ -34,6 +34,7 @@ _modules = {
     'training.log': 'LivePlot',
     'training.loop': 'evaluate train TrainConfig',
     'training.stack': 'train_many',
+    'training.whitened': 'train_whitened',
     'steering.directions': 'Direction',
     'steering.intervene': 'intervene Intervention',
     'steering.steer': 'steer',
@@ -49,7 +50,7 @@ _modules = {
     'naming.score': 'score_names',
     'naming.vocabulary': 'embed_words name_by_words',
     'viz.browser': 'browse FeatureBrowser',
-    'viz.card': 'report_card',
+    'viz.card': 'report_card with_geometry',
     'viz.page': 'write_page',
     'viz.panel': 'steer_panel',
 }
