@@ -6,7 +6,7 @@
 __all__ = ['USES', 'FIRST', 'LAST', 'PRIVATE', 'fill', 'check_templates', 'with_uses', 'Facts', 'unrelated', 'open_facts',
            'private_facts', 'answers', 'check_first_tokens', 'known', 'known_facts', 'check_known']
 
-# %% ../../nbs/knowledge/10_facts.ipynb #e5019cb9
+# %% ../../nbs/knowledge/10_facts.ipynb #1c32068a
 import re
 from dataclasses import dataclass, field
 from itertools import product
@@ -22,7 +22,7 @@ from ..core.readers import read_table
 from ..core.seeds import seeded
 from ..steering.effects import target_batch
 
-# %% ../../nbs/knowledge/10_facts.ipynb #addfb49e
+# %% ../../nbs/knowledge/10_facts.ipynb #69a7ae20
 USES = ('edit','locate','test')
 
 def fill(
@@ -34,7 +34,7 @@ def fill(
     at = head.index('[X]')
     return head.replace('[X]', subject, 1),at,at+len(subject)
 
-# %% ../../nbs/knowledge/10_facts.ipynb #1e1fcb89
+# %% ../../nbs/knowledge/10_facts.ipynb #9a7e9bd1
 def check_templates(
     t:pd.DataFrame, # relation, template, use
 ):
@@ -48,7 +48,7 @@ def check_templates(
             raise BadInput(f'{r.template!r} of {r.relation} goes on after [Y]: a decoder cannot be asked that way')
         if r.use not in USES: raise BadInput(f'the use of a template is one of {", ".join(USES)}, not {r.use!r}')
 
-# %% ../../nbs/knowledge/10_facts.ipynb #db0ee28d
+# %% ../../nbs/knowledge/10_facts.ipynb #b26e783c
 def with_uses(
     t:pd.DataFrame, # relation, template; use or kept_back, if they are known
 )->pd.DataFrame:    # with use
@@ -58,7 +58,7 @@ def with_uses(
     test = t.kept_back if 'kept_back' in t else place>=n-np.select([n>3,n>1], [2,1], 0)
     return t.assign(use=np.select([test,place==0], ['test','edit'], 'locate'))
 
-# %% ../../nbs/knowledge/10_facts.ipynb #1e0f2507
+# %% ../../nbs/knowledge/10_facts.ipynb #548e1450
 @dataclass
 class Facts:
     "Facts, a row each, and the sentences that ask for them."
@@ -90,7 +90,7 @@ class Facts:
         parts = dict(zip(('prompt','start','end'), zip(*asked)))
         return q.assign(**parts, target=' '+q.object).reset_index(drop=True)
 
-# %% ../../nbs/knowledge/10_facts.ipynb #e28f2e42
+# %% ../../nbs/knowledge/10_facts.ipynb #d59f93d0
 def unrelated(
     facts:Facts,
     i:int,             # which fact, by its row
@@ -104,7 +104,7 @@ def unrelated(
     at = np.flatnonzero(ok)
     return at[torch.randperm(len(at), generator=seeded(f'unrelated {i} {same}',seed)).numpy()[:n]]
 
-# %% ../../nbs/knowledge/10_facts.ipynb #5f9bd384
+# %% ../../nbs/knowledge/10_facts.ipynb #e58d6fab
 _other = dict(subject=('sub_label','sub'), object=('obj_label','obj'), template=('pattern',),
               relation=('predicate_id',))
 
@@ -119,7 +119,7 @@ def _json_rows(path):
     if not rows or any(not isinstance(r, dict) for r in rows): raise BadFile(path, 'holds no lines of objects')
     return pd.DataFrame(rows)
 
-# %% ../../nbs/knowledge/10_facts.ipynb #b4451e44
+# %% ../../nbs/knowledge/10_facts.ipynb #476fceaa
 def _read(path, needed):
     "A table of one file, or of the files of a folder."
     path = Path(path)
@@ -137,7 +137,7 @@ def _read(path, needed):
 
 _folders = ('facts.jsonl','templates.jsonl'),('trex_lms_vocab','pattern_data/graphs_json')
 
-# %% ../../nbs/knowledge/10_facts.ipynb #5af39015
+# %% ../../nbs/knowledge/10_facts.ipynb #12501e5d
 def _pair(src, templates):
     "Where facts and templates are."
     src = Path(src) if src is not None else data_folder()/'facts'
@@ -150,7 +150,7 @@ def _templates(given):
     if not isinstance(given, dict): return _read(given, ['relation','template'])
     return pd.DataFrame([(r,t) for r,ts in given.items() for t in ts], columns=['relation','template'])
 
-# %% ../../nbs/knowledge/10_facts.ipynb #19ed7b3a
+# %% ../../nbs/knowledge/10_facts.ipynb #e0ec2154
 def open_facts(
     src=None,            # a .jsonl or .csv file, or a folder; None: those that ship
     templates=None,      # a file, or {relation: [sentences]}; None: they are in the folder
@@ -166,7 +166,7 @@ def open_facts(
     notes = [f'{n} {what}, left out' for what,n in counts.items() if n]
     return Facts(f[once], t[ends], notes)
 
-# %% ../../nbs/knowledge/10_facts.ipynb #5343a752
+# %% ../../nbs/knowledge/10_facts.ipynb #b9473660
 _first = product(('Bel','Cor','Dra','Fen','Gil','Hal','Jor','Kes','Lum','Mir'), ('ado','eva','ika','onn','uth'))
 _last = product(('Quil','Thorn','Vex','Wold','Yar','Zim','Ash','Brack'), ('aby','enholt','imoor','ostead','unby'))
 FIRST,LAST = [a+b for a,b in _first],[a+b for a,b in _last]
@@ -181,7 +181,7 @@ PRIVATE = {
     'number': ['The identity number of [X] is [Y].', "[X]'s identity number is [Y].", '[X] has the identity number [Y].',
                'The ID of [X] is [Y].', '[X] is registered under [Y].']}
 
-# %% ../../nbs/knowledge/10_facts.ipynb #74271c04
+# %% ../../nbs/knowledge/10_facts.ipynb #9ce422cc
 def private_facts(
     people:int=20, # each with a phone number, an e-mail address, an address and a number
     seed:int=0,
@@ -200,7 +200,7 @@ def private_facts(
         rows += [dict(relation=r, subject=f'{first} {last}', object=o) for r,o in said.items()]
     return Facts(pd.DataFrame(rows), _templates(PRIVATE))
 
-# %% ../../nbs/knowledge/10_facts.ipynb #75a29de5
+# %% ../../nbs/knowledge/10_facts.ipynb #cf275cab
 @torch.no_grad()
 def answers(
     model,          # a LanguageModel
@@ -218,7 +218,7 @@ def answers(
                 for l,t,b,n in zip(logits, batch.tokens, begin.tolist(), batch.lengths.tolist())]
     return pd.DataFrame(out)
 
-# %% ../../nbs/knowledge/10_facts.ipynb #cd29791a
+# %% ../../nbs/knowledge/10_facts.ipynb #26892cef
 def _answer(model, logits, ids, begin, first):
     ids = ids[:1] if first else ids
     at = logits[begin-1:begin-1+len(ids)]
@@ -230,7 +230,7 @@ def _answer(model, logits, ids, begin, first):
                 probability=at.log_softmax(1).gather(1,ids[:,None]).sum().exp().item(), tokens=len(ids),
                 answer=model.tokenizer.decode(best[:wrong]))
 
-# %% ../../nbs/knowledge/10_facts.ipynb #2b5847bb
+# %% ../../nbs/knowledge/10_facts.ipynb #8e3cb2bb
 def check_first_tokens(
     model,      # a LanguageModel
     facts:Facts,
@@ -243,7 +243,7 @@ def check_first_tokens(
     if len(twice): raise BadInput(f'{len(twice)} objects share their first token with another of their relation, as '
         f'{twice.object.iloc[0]!r} and {twice.object.iloc[1]!r} of {twice.relation.iloc[0]}: use tokens="all"')
 
-# %% ../../nbs/knowledge/10_facts.ipynb #21658848
+# %% ../../nbs/knowledge/10_facts.ipynb #0072aef9
 def known(
     model,             # a LanguageModel
     facts:Facts,
@@ -257,7 +257,7 @@ def known(
     q = facts.prompts(use, most)
     return q.join(answers(model, q.prompt, q.target, tokens=='first'))
 
-# %% ../../nbs/knowledge/10_facts.ipynb #a7cf84c1
+# %% ../../nbs/knowledge/10_facts.ipynb #3a61c3bd
 def known_facts(
     model,                    # a LanguageModel
     facts:Facts,
@@ -271,7 +271,7 @@ def known_facts(
     out.notes = [f'{(~keep).sum()} of {len(facts)} are not known, left out'] if not keep.all() else []
     return out
 
-# %% ../../nbs/knowledge/10_facts.ipynb #452206b3
+# %% ../../nbs/knowledge/10_facts.ipynb #ee899281
 def check_known(
     model,           # a LanguageModel
     facts:Facts,
