@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['object_loss', 'text_loss', 'training_steps', 'teach']
 
-# %% ../../nbs/knowledge/15_teach.ipynb #28af78e0
+# %% ../../nbs/knowledge/15_teach.ipynb #43be1a3b
 import copy
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..core.seeds import seeded
 from .facts import Facts, answers
 from ..steering.effects import target_batch
 
-# %% ../../nbs/knowledge/15_teach.ipynb #dcfee3f4
+# %% ../../nbs/knowledge/15_teach.ipynb #be6476f7
 def object_loss(
     model,        # a LanguageModel
     prompts:list, # n texts
@@ -40,15 +40,15 @@ def text_loss(
     logits,mask = model.net(**model.inputs(batch), use_cache=False).logits[:,:-1],batch.inputs['attention_mask'][:,1:]>0
     return F.cross_entropy(logits[mask.to(logits.device)].float(), batch.tokens[:,1:][mask].to(logits.device))
 
-# %% ../../nbs/knowledge/15_teach.ipynb #84986800
+# %% ../../nbs/knowledge/15_teach.ipynb #927d4062
 def training_steps(
     model,            # a LanguageModel, which is changed
     prompts:list,     # n texts
     targets:list,     # how each should go on
     keep=(),          # texts that it should go on reading as well as before
-    lr:float=1e-3,    # of AdamW
+    lr:float=5e-4,    # of AdamW
     batch_size:int=64,# sentences of a step
-    keep_size:int=16, # texts of a step
+    keep_size:int=32, # texts of a step
     seed:int=0,       # which sentences and texts come when
 ):                    # yields (step, loss of the targets) after each step, without end
     "Train on targets, for as long as somebody asks for the next step. Weights require no gradient afterwards."
@@ -72,7 +72,7 @@ def training_steps(
     finally:
         for p,r in zip(weights, asked): p.requires_grad_(r)
 
-# %% ../../nbs/knowledge/15_teach.ipynb #186e3bed
+# %% ../../nbs/knowledge/15_teach.ipynb #ef5e5c53
 def teach(
     model,              # a LanguageModel, which stays as it is
     facts:Facts,        # to be known
