@@ -48,6 +48,7 @@ def in_residual(
     rms = (g.x@W.T).square().mean(-1).sqrt()                                 # (n, T)
     return (v@W.T)*w.scale.to(v)/rms[:,None,:,None]
 
+# %% ../../nbs/knowledge/40_ablate.ipynb #2db654ac
 def energy_of(
     model,        # a LanguageModel
     g:Branches,   # prompts of one length
@@ -56,6 +57,27 @@ def energy_of(
 )->Tensor:        # (n, b)
     "How much is moved in the residual stream, squared."
     return in_residual(model, g, point, v).square().sum((-1,-2))
+
+# %% ../../nbs/knowledge/40_ablate.ipynb #d320008c
+_numbers = ('before','after','dprob','dlogit','rank','energy')
+
+def _rows(g, who, labels, after, energy):
+    "A row a prompt and branch."
+    own,b = target_scores(g.logits, g.ids),energy.shape[1]
+    def wide(x): return x[:,None].expand(-1,b)
+    before = wide(own['logp'].exp())
+    p = after['logp'].exp()
+    dprob,dlogit = (before-p)/before.clamp_min(1e-6),wide(own['logit'])-after['logit']
+    cols = dict(zip(_numbers, (before, p, dprob, dlogit, after['rank'].float(), energy)))
+    numbers = {k:v.cpu().double().flatten().numpy() for k,v in cols.items()}
+    of = {k:np.tile(np.asarray(v), len(who)) if np.ndim(v)==1 else np.asarray(v).ravel() for k,v in labels.items()}
+    return pd.DataFrame(dict(fact=np.repeat(who,b), **of, **numbers))
+
+def _by_fact(t):
+    "Means over the prompts of a fact."
+    keys = ['fact',*[c for c in t if c not in _numbers+('fact',)]]
+    means = t.groupby(keys, sort=False, dropna=False).mean().reset_index()
+    return means.sort_values(keys, kind='stable', ignore_index=True)
 
 # %% ../../nbs/knowledge/40_ablate.ipynb #c9bc5eed
 def interventions(
@@ -76,30 +98,15 @@ def interventions(
             after = [target_scores(g(part), g.ids) for part in v.split(max(1,rows//g.n), dim=1)]
             after = {k:torch.cat([a[k] for a in after],1) for k in after[0]}
             out.append(_rows(g, who, labels, after, energy_of(model, g, point, v)))
-    t = pd.concat(out, ignore_index=True)
-    keys = ['fact',*[c for c in t if c not in _numbers+('fact',)]]
-    return t.groupby(keys, sort=False, dropna=False).mean().reset_index().sort_values(keys, kind='stable', ignore_index=True)
-
-_numbers = ('before','after','dprob','dlogit','rank','energy')
-
-# %% ../../nbs/knowledge/40_ablate.ipynb #d320008c
-def _rows(g, who, labels, after, energy):
-    own,b = target_scores(g.logits, g.ids),energy.shape[1]
-    def wide(x): return x[:,None].expand(-1,b)
-    before = wide(own['logp'].exp())
-    p = after['logp'].exp()
-    cols = dict(before=before, after=p, dprob=(before-p)/before.clamp_min(1e-6), dlogit=wide(own['logit'])-after['logit'],
-                rank=after['rank'].float(), energy=energy)
-    of = {k:np.tile(np.asarray(v), len(who)) if np.ndim(v)==1 else np.asarray(v).ravel() for k,v in labels.items()}
-    return pd.DataFrame(dict(fact=np.repeat(who,b), **of, **{k:v.cpu().double().flatten().numpy() for k,v in cols.items()}))
+    return _by_fact(pd.concat(out, ignore_index=True))
 
 # %% ../../nbs/knowledge/40_ablate.ipynb #9c43cb20
 def _ordered(order, facts, k):
     "The first k units of each fact."
     if isinstance(order, Located): order = order.top(min(k,len(order.units)))
     order = torch.as_tensor(order)
-    if order.ndim!=2 or len(order)!=len(facts): raise BadInput(f'order is a row of units for each of {len(facts)} facts, '
-                                                               f'not {tuple(order.shape)}')
+    if order.ndim!=2 or len(order)!=len(facts):
+        raise BadInput(f'order is a row of units for each of {len(facts)} facts, not {tuple(order.shape)}')
     if order.shape[1]<k: raise BadInput(f'{k} units are to be taken out, and the order names {order.shape[1]}')
     return order
 
@@ -138,6 +145,12 @@ def recon_only(
     return interventions(model, facts, units.point, make, **options).assign(
         kind=units.kind, point=units.point, mode='recon')
 
+# %% ../../nbs/knowledge/40_ablate.ipynb #792cd611
+def _part(r0, r1, energy):
+    "How much of r1 is to be added to r0, 0 to 1, for |r0+t r1|² to be an energy; vectors in the last dimension."
+    a,b,left = r1.square().sum(-1),(r0*r1).sum(-1),r0.square().sum(-1)-energy
+    return ((-b+(b*b-a*left).clamp_min(0).sqrt())/a.clamp_min(1e-20)).clamp(0,1)
+
 # %% ../../nbs/knowledge/40_ablate.ipynb #826396e7
 def up_to_energy(
     model,        # a LanguageModel
@@ -157,16 +170,26 @@ def up_to_energy(
     def of(x, i): return x.gather(1, i[...,None,None].expand(-1,-1,*x.shape[2:]))
     below,last = of(whole,k-1),of(c,k)
     r0,r1 = (in_residual(model, g, units.point, x).flatten(2) for x in (below,last))
-    a,b,left = r1.square().sum(-1),(r0*r1).sum(-1),r0.square().sum(-1)-energy.to(e)
-    t = (-b+(b*b-a*left).clamp_min(0).sqrt())/a.clamp_min(1e-20)              # |r0+t r1|² = energy
-    t = torch.where(reached, t.clamp(0,1), torch.ones_like(t))
+    t = torch.where(reached, _part(r0, r1, energy.to(e)), 1.)
     return -(below+t[...,None,None]*last),k-1+t,reached
+
+# %% ../../nbs/knowledge/40_ablate.ipynb #376e8aa6
+def _energies(energy, facts):
+    "As a table, (facts, b)."
+    e = torch.as_tensor(np.asarray(energy, float))
+    if e.ndim not in (1,2) or len(e)!=len(facts):
+        raise BadInput(f'energy is a row for each of {len(facts)} facts, not {tuple(e.shape)}')
+    return e.reshape(len(facts), -1)
+
+def _taken(who, names, units, reached): # (n, b) each
+    return pd.DataFrame(dict(fact=np.repeat(who,len(names)), count=np.tile(names,len(who)),
+                             units=units.cpu().flatten().numpy(), reached=reached.cpu().flatten().numpy()))
 
 # %% ../../nbs/knowledge/40_ablate.ipynb #77ed3103
 def ablate_matched(
     model,            # a LanguageModel
     facts:Facts,
-    units:Units,
+    units:Units,      # that go
     order,            # Located, or units of each fact, best first, (facts, k)
     energy,           # of each fact: from another `ablate`, (facts,) or (facts, b)
     counts=None,      # what to call the b energies, such as the number of units of the others
@@ -174,14 +197,12 @@ def ablate_matched(
     **options,        # of `interventions`
 )->pd.DataFrame:      # with units (how many it took) and reached
     "What answers lose without units of a given energy together."
-    energy = torch.as_tensor(np.asarray(energy, float)).reshape(len(facts), -1)
-    order = _ordered(order, facts, min(most_units,len(units)))
-    taken = []
+    energy = _energies(energy, facts)
+    order,taken = _ordered(order, facts, min(most_units,len(units))),[]
+    names = list(counts) if counts is not None else list(range(1,energy.shape[1]+1))
     def make(g, who):
         v,k,ok = up_to_energy(model, g, units, order[who], energy[torch.as_tensor(who)])
-        names = list(counts) if counts is not None else list(range(1,energy.shape[1]+1))
-        taken.append(pd.DataFrame(dict(fact=np.repeat(who,len(names)), count=np.tile(names,len(who)),
-                                       units=k.cpu().flatten().numpy(), reached=ok.cpu().flatten().numpy())))
+        taken.append(_taken(who, names, k, ok))
         return dict(count=names),v
     t = interventions(model, facts, units.point, make, **options)
     more = pd.concat(taken).groupby(['fact','count']).agg(dict(units='mean', reached='all')).reset_index()
@@ -192,7 +213,7 @@ def ablation_summary(
     t:pd.DataFrame,   # of `ablate` and the others, put together
     by=('kind','point','mode','count'), # what to keep apart
     draws:int=1000,   # bootstrap resamples of facts
-    seed:int=0,
+    seed:int=0,       # of the resamples
 )->pd.DataFrame:      # facts, mean and median of dprob with its interval, the same of dlogit, energy
     "Means with intervals by fact."
     def one(part):
@@ -204,13 +225,14 @@ def ablation_summary(
         return pd.Series(row|dict(energy=part.energy.mean(), still_first=(part['rank']==1).mean()))
     return t.groupby([c for c in by if c in t], sort=False).apply(one, include_groups=False)
 
+# %% ../../nbs/knowledge/40_ablate.ipynb #436e7989
 def paired_ablation(
     a:pd.DataFrame,     # one row a fact, or a fact and count
     b:pd.DataFrame,     # of the same facts and counts
     column:str='dprob', # or dlogit
     groups=None,        # of each fact of the table, resampled whole, such as its subject
-    draws:int=1000,
-    seed:int=0,
+    draws:int=1000,     # bootstrap resamples of facts
+    seed:int=0,         # of the resamples
 )->pd.DataFrame:        # a row a count: a, b, difference, lo, hi, p, verdict, facts
     "How much more one loses than the other, fact by fact. Raises `BadInput` for different facts."
     both = a.merge(b, on=['fact','count'], suffixes=('_a','_b'))

@@ -59,6 +59,7 @@ def _forward(module, fn):
         if own is None: del module.forward
         else: module.forward = own
 
+# %% ../../nbs/knowledge/28_branch.ipynb #5ee0da45
 @contextmanager
 def _begun(blocks, start, h):
     "Within the block, blocks below `start` do nothing, and the one at `start` is given `h`."
@@ -68,6 +69,30 @@ def _begun(blocks, start, h):
     with ExitStack() as stack:
         for b in blocks[:start]: stack.enter_context(_forward(b, hand_on))
         stack.callback(blocks[start].register_forward_pre_hook(enter, with_kwargs=True, prepend=True).remove)
+        yield
+
+# %% ../../nbs/knowledge/28_branch.ipynb #02f4452b
+def _block_path(net, point):
+    "Of the block of a point."
+    path = resolve(net, point).split('.')
+    return '.'.join(path[:next(i for i,p in enumerate(path) if p.split(':')[0].isdigit())+1]).removesuffix(':in')
+
+def _at_last_word(v, length):
+    "Changes at the last word of the prompt, (n, b, d_in), as changes of all `length` words that are read, (n, b, T, d_in)."
+    return torch.cat([v[:,:,None],v.new_zeros(*v.shape[:2],length-1,v.shape[-1])],2)
+
+# %% ../../nbs/knowledge/28_branch.ipynb #9621a773
+@contextmanager
+def _changed(branches, v):
+    "Within the block the model has changes (n, b, T, d_in) at the point, a branch a row."
+    g,b,rows = branches,v.shape[1],v.flatten(0,1)                              # (n*b, T, d_in)
+    def again(t): return t.repeat_interleave(b, 0)
+    with ExitStack() as stack:
+        if g.whole: # the block's own output is known
+            out = again(g.acts[g.write])+rows
+            stack.enter_context(_forward(g.blocks[g.block], lambda *a,**k: out))
+        else: stack.enter_context(replace(g.net, {g.write:lambda act: act+rows.to(act)}))
+        if g.block: stack.enter_context(_begun(g.blocks, g.block, again(g.entered))) # hooked first
         yield
 
 # %% ../../nbs/knowledge/28_branch.ipynb #bc64f920
@@ -96,31 +121,19 @@ class Branches:
         mask = torch.ones(n, past+ids.shape[1], dtype=torch.long, device=ids.device)
         return self.net(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
     def _clean(self, also): # activations, what enters the block, what is expected
-        own = [f'{self.write_path}:in'] if self.block else []
+        own = [f'{_block_path(self.net, self.write)}:in'] if self.block else []
         with capture(self.net, self.read, self.write, *own, *also) as acts:
             self.logits = self._run(self.tail, copy.deepcopy(self.cache), self.n).logits.float() # (n, T, vocabulary)
         self.acts,self.x = acts,acts[self.read]          # x: (n, T, d_in)
         self.entered = acts[own[0]] if own else None
-    @property
-    def write_path(self): # of the block of the point
-        path = resolve(self.net, self.write).split('.')
-        return '.'.join(path[:next(i for i,p in enumerate(path) if p.split(':')[0].isdigit())+1]).removesuffix(':in')
 
     def __call__(self, v:Tensor)->Tensor: # added, (n, b, T, d_in) or (n, b, d_in): last of the prompt -> (n, b, T, V)
         "What is expected at each token of the target, in each branch."
-        if v.ndim==3: v = torch.cat([v[:,:,None],v.new_zeros(*v.shape[:2],self.ids.shape[1]-1,v.shape[-1])],2)
+        if v.ndim==3: v = _at_last_word(v, self.ids.shape[1])
         b = v.shape[1]
-        rows = v.flatten(0,1)                                                  # (n*b, T, d_in)
-        def again(t): return t.repeat_interleave(b, 0)
         cache = copy.deepcopy(self.cache)
         cache.batch_repeat_interleave(b)
-        with ExitStack() as stack:
-            if self.whole: # the block's own output is known
-                out = again(self.acts[self.write])+rows
-                stack.enter_context(_forward(self.blocks[self.block], lambda *a,**k: out))
-            else: stack.enter_context(replace(self.net, {self.write:lambda act: act+rows.to(act)}))
-            if self.block: stack.enter_context(_begun(self.blocks, self.block, again(self.entered))) # hooked first
-            logits = self._run(again(self.tail), cache, self.n*b).logits.float()
+        with _changed(self, v): logits = self._run(self.tail.repeat_interleave(b,0), cache, self.n*b).logits.float()
         return logits.unflatten(0, (self.n,b))
 
 # %% ../../nbs/knowledge/28_branch.ipynb #b0bf6d77

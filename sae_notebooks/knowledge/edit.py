@@ -26,10 +26,10 @@ from ..steering.effects import target_batch
 @torch.no_grad()
 def fact_keys(
     model,                  # a LanguageModel
-    facts:Facts,
+    facts:Facts,            # that are meant
     path:str,               # of a module
     uses=('edit','locate'), # wordings
-    batch_size:int=64,
+    batch_size:int=64,      # prompts
 )->Tensor:                  # (rows, d_key)
     "What a module reads where objects are foreseen."
     out = []
@@ -42,26 +42,31 @@ def fact_keys(
             out.append(acts[f'{path}:in'][(at>=begin[:,None]-1)&(at<batch.lengths[:,None]-1)].float())
     return torch.cat(out)
 
-# %% ../../nbs/knowledge/50_edit.ipynb #ef86139d
+# %% ../../nbs/knowledge/50_edit.ipynb #66ae0eef
 def _site(point): return point.split('.')[-2] if '.' in point else point
 
+def _all_writers(net, point):
+    "Of the residual stream: all up to the point. Of anything else: the one of its block."
+    (stack,block),site = blocks_of(net, point),_site(point)
+    if not (site in ('resid_post','resid_mid') or point==f'{stack}.{block}'): return [writer(net, point)]
+    pre = point[:point.index(site)] if site in point else ''
+    last = [('attn',block)]+[('mlp',block)]*(site!='resid_mid')
+    own = [(of,b) for b in range(block) for of in ('attn','mlp')]+last
+    return [writer(net, f'{pre}{of}_out.{b}') for of,b in own]
+
+# %% ../../nbs/knowledge/50_edit.ipynb #ef86139d
 def writers_for(
     model,          # a LanguageModel
     point:str,      # of the units
     writers=None,   # None: the matrix of the block; all: every one up to the point; or hook points
 )->list:            # of Writer
     "The matrices that write what units at a point read. Raises `BadInput` for one that does not."
-    net,(stack,block),site = model.net,blocks_of(model.net, point),_site(point)
-    stream = site in ('resid_post','resid_mid') or point==f'{stack}.{block}'
+    net = model.net
     if writers is None: return [writer(net, point)]
-    pre = point[:point.index(site)] if site in point else ''
-    if writers=='all':
-        last = [('attn',block)]+[('mlp',block)]*(site!='resid_mid')
-        own = [(of,b) for b in range(block) for of in ('attn','mlp')]+last if stream else []
-        return [writer(net, f'{pre}{of}_out.{b}') for of,b in own] or [writer(net, point)]
+    allowed = _all_writers(net, point)
+    if writers=='all': return allowed
     made = [writer(net, p) for p in ([writers] if isinstance(writers,str) else writers)]
-    allowed = {w.path for w in writers_for(model, point, 'all')}
-    odd = [w.path for w in made if w.path not in allowed]
+    odd = [w.path for w in made if w.path not in {w.path for w in allowed}]
     if odd: raise BadInput(f'there is no SAE or other units of the layer that {odd[0]} writes: these are of {point}')
     return made
 
@@ -84,7 +89,7 @@ class _Job:
         if self.facts is None: raise BadInput('this edit looks at what the matrix reads on the facts: give facts=')
         return fact_keys(self.model, self.facts, w.path, self.uses)
     def others(self, w): # of the keys of everything else
-        if self.keep is None: raise BadInput('rank_one spares what it is told to: give keep=, texts and prompts of others')
+        if self.keep is None: raise BadInput('rank_one spares what it is told to: give keep=, texts of other things')
         if isinstance(self.keep, dict): return self.keep[w.path]
         return inner_product(rows_at(self.model, list(self.keep), f'{w.path}:in'), ridge=1e-4, shrink=True)
     def encoder(self):
@@ -103,6 +108,11 @@ def _project(job, w):
     if job.S is not None: raise BadInput('an inner product for the projection is of a layer without a norm behind it')
     return oblique(w.weight, *_behind(w, job.D))
 
+def _rank_one(job, w):
+    D,E = (job.D,None) if w.scale is None else _behind(w, job.D)
+    return rank_one(w.weight, D, job.keys(w), job.others(w), E)
+
+# %% ../../nbs/knowledge/50_edit.ipynb #a60aed08
 in_stream = dict(
     rows=lambda job,w: zero_rows(w.weight, positions_of(job.D, job.tau)),
     columns=lambda job,w: zero_columns(w.weight, _columns(job, w)),
@@ -110,12 +120,7 @@ in_stream = dict(
     neurons=lambda job,w: zero_rows(w.weight, torch.as_tensor(job.features)),
     project=_project,
     oblique=lambda job,w: oblique(w.weight, w.before(job.D), w.reads(job.encoder())),
-    rank_one=lambda job,w: rank_one(w.weight, job.D, job.keys(w), job.others(w), None) if w.scale is None else
-        _rank_one_behind(job, w))
-
-def _rank_one_behind(job, w):
-    D,E = _behind(w, job.D)
-    return rank_one(w.weight, D, job.keys(w), job.others(w), E)
+    rank_one=_rank_one)
 
 # %% ../../nbs/knowledge/50_edit.ipynb #f66df815
 def _turn(AB): return AB[1].T.contiguous(),AB[0].T.contiguous()
@@ -127,6 +132,33 @@ in_hidden = dict(
     oblique=lambda job,w: _turn(oblique(w.weight.T, job.encoder(), job.D)))
 
 methods = (*in_stream,'gate')
+
+# %% ../../nbs/knowledge/50_edit.ipynb #88a55cc1
+def _checked_features(method, units, features):
+    "Numbers of units, as a list."
+    if method not in methods: raise BadInput(f'method is one of {", ".join(methods)}, not {method!r}')
+    if not isinstance(units, Units):
+        raise BadInput('an edit takes units of a layer: sae_units(sae), neurons(model, point) …')
+    features = [int(i) for i in torch.as_tensor(features).reshape(-1)]
+    if not features or not all(0<=i<len(units) for i in features) or len(set(features))<len(features):
+        raise BadInput(f'features are different numbers from 0 to {len(units)-1}, one at least, not {features[:5]}')
+    if method=='neurons' and units.kind!='neurons':
+        raise BadInput(f'neurons zeroes neurons, these are {units.kind} units')
+    return features
+
+# %% ../../nbs/knowledge/50_edit.ipynb #c40962a9
+def _how(method, point):
+    "The function of a method, for units at a point."
+    table = in_hidden if _site(point)=='mlp_hidden' else in_stream
+    if method not in table:
+        raise BadInput(f'{method} is of directions of the residual stream, and these units are of {point}: '
+                       f'use one of {", ".join(table)}, or gate')
+    return table[method]
+
+def _patch(model, how, job, w):
+    check_weight(model.net, w.path)
+    A,B = how(job, w)
+    return Patch(w.path, A.detach().contiguous(), B.detach().contiguous())
 
 # %% ../../nbs/knowledge/50_edit.ipynb #2ef1864b
 @torch.no_grad()
@@ -143,21 +175,8 @@ def edit(
     S:InnerProduct|None=None, # of project: in which the rest is orthogonal
 )->Edit:               # not yet on
     "An edit that takes units out of a model. Raises `BadInput` for what cannot be done, and says what can."
-    if method not in methods: raise BadInput(f'method is one of {", ".join(methods)}, not {method!r}')
-    features = [int(i) for i in torch.as_tensor(features).reshape(-1)]
-    if not isinstance(units, Units): raise BadInput('an edit takes units of a layer: sae_units(sae), neurons(model, point) …')
-    if not features or not all(0<=i<len(units) for i in features) or len(set(features))<len(features):
-        raise BadInput(f'features are different numbers from 0 to {len(units)-1}, one at least, not {features[:5]}')
-    if method=='neurons' and units.kind!='neurons': raise BadInput(f'neurons zeroes neurons, these are {units.kind} units')
+    features = _checked_features(method, units, features)
     record = dict(method=method, kind=units.kind, point=units.point, features=features, tau=tau)
     if method=='gate': return Edit(model, gates=[Gate(units, features)], record=record)
-    hidden = _site(units.point)=='mlp_hidden'
-    table = in_hidden if hidden else in_stream
-    if method not in table: raise BadInput(f'{method} is of directions of the residual stream, and these units are of '
-                                           f'{units.point}: use one of {", ".join(table)}, or gate')
-    job,patches = _Job(model, units, features, facts, tau, keep, tuple(uses), S),[]
-    for w in writers_for(model, units.point, writers):
-        check_weight(model.net, w.path)
-        A,B = table[method](job, w)
-        patches.append(Patch(w.path, A.detach().contiguous(), B.detach().contiguous()))
-    return Edit(model, patches, record=record)
+    how,job = _how(method, units.point),_Job(model, units, features, facts, tau, keep, tuple(uses), S)
+    return Edit(model, [_patch(model, how, job, w) for w in writers_for(model, units.point, writers)], record=record)

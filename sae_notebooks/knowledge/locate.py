@@ -38,8 +38,9 @@ class Units:
     @torch.no_grad()
     def read(self, x:Tensor)->Tensor: # (..., d_in) -> activations, (..., n)
         flat = x.reshape(-1, x.shape[-1])
-        if flat.shape[1]!=self.write.shape[1]:
-            raise BadInput(f'{self.point!r} gives rows of {flat.shape[1]} numbers, the units read {self.write.shape[1]}')
+        width = self.write.shape[1]
+        if flat.shape[1]!=width:
+            raise BadInput(f'{self.point!r} gives rows of {flat.shape[1]} numbers, the units read {width}')
         return self.reader(flat.float()).unflatten(0, x.shape[:-1])
     def rebuild(self, x:Tensor)->Tensor: return self.base+self.read(x)@self.write # (..., d_in)
     def strength(self, a:Tensor)->Tensor: return a.abs()*self.write.norm(dim=1)   # length of what each adds, (..., n)
@@ -55,6 +56,7 @@ def width_at(
     with capture(model.net, read) as acts: model.logits(model.prepare(['a']))
     return acts[read].shape[-1]
 
+# %% ../../nbs/knowledge/30_locate.ipynb #09655165
 def neurons(
     model,     # a LanguageModel
     point:str, # hook point, or resid_mid.…
@@ -63,6 +65,7 @@ def neurons(
     eye = torch.eye(width_at(model, point), device=model.device)
     return Units('neurons', point, eye, eye.new_zeros(len(eye)), lambda x: x)
 
+# %% ../../nbs/knowledge/30_locate.ipynb #8fc574e8
 def sae_units(
     sae,           # any SAE
     point:str='',  # where it reads; empty: where it was trained
@@ -76,11 +79,11 @@ def sae_units(
 @torch.no_grad()
 def rows_at(
     model,           # a LanguageModel
-    texts:list,
+    texts:list,      # n texts
     point:str,       # hook point, or resid_mid.…
     most:int=20_000, # rows; drawn when there are more
-    batch_size:int=32,
-    seed:int=0,
+    batch_size:int=32, # texts
+    seed:int=0,      # which rows are drawn
 )->Tensor:           # (rows, d_in)
     "What a layer holds at every token of some texts."
     read,out = read_write_points(model.net, point)[0],[]
@@ -91,39 +94,46 @@ def rows_at(
     x = torch.cat(out)
     return x[torch.randperm(len(x), generator=seeded('rows of a layer',seed))[:most]]
 
-# %% ../../nbs/knowledge/30_locate.ipynb #6c7f09e6
-def found_units(
-    rows:Tensor,       # of a layer, (rows, d_in)
-    how:str,           # pca, ica or random
-    point:str,         # where they are from
-    n:int|None=None,   # how many; None: as many as dimensions
-    seed:int=0,
-)->Units:
-    "Directions found in rows, or drawn. Raises `BadInput` for rows of which no components can be found."
-    mean,d = rows.mean(0),rows.shape[1]
-    n,centred = n or d,rows-mean
-    if how=='random':
-        D = torch.randn(n, d, generator=seeded('random units',seed))
-        read = write = torch.linalg.qr(D.T).Q.T if n<=d else torch.nn.functional.normalize(D, dim=1)
-    elif how=='pca': read = write = torch.linalg.svd(centred[torch.randperm(
-        len(rows), generator=seeded('pca',seed))[:20_000]], full_matrices=False).Vh[:n]
-    elif how=='ica': read,write = _independent(rows, n, seed)
-    else: raise BadInput(f'how is pca, ica or random, not {how!r}')
-    return Units(how, point, write.contiguous(), mean, lambda x: (x-mean)@read.T)
-
 # %% ../../nbs/knowledge/30_locate.ipynb #d06cb61c
 def _independent(rows, n, seed):
     "Unmixing and mixing of scikit-learn's FastICA, (n, d) each."
     import warnings
     from sklearn.decomposition import FastICA
-    if n>min(rows.shape[1], len(rows)//10): raise BadInput(f'{n} independent components need at least {10*n} rows and '
-                                                          f'{n} dimensions, not {tuple(rows.shape)}')
+    if n>min(rows.shape[1], len(rows)//10):
+        raise BadInput(f'{n} independent components need at least {10*n} rows and {n} dimensions, not {tuple(rows.shape)}')
     fit = FastICA(n, random_state=seed, whiten='unit-variance', max_iter=200, tol=1e-3)
     with warnings.catch_warnings(), np.errstate(all='ignore'):
         warnings.simplefilter('ignore')
         try: fit.fit(rows.float().cpu().numpy())
         except ValueError as e: raise BadInput(f'{n} independent components of {len(rows)} rows diverge: {e}') from e
     return torch.from_numpy(fit.components_).float(),torch.from_numpy(fit.mixing_.T).float()
+
+# %% ../../nbs/knowledge/30_locate.ipynb #acd7e3fc
+def _directions(rows, how, n, seed):
+    "Read-outs and what they write, (n, d) each."
+    g,d = seeded('pca' if how=='pca' else 'random units',seed),rows.shape[1]
+    if how=='random':
+        D = torch.randn(n, d, generator=g)
+        read = write = torch.linalg.qr(D.T).Q.T if n<=d else torch.nn.functional.normalize(D, dim=1)
+    elif how=='pca':
+        some = (rows-rows.mean(0))[torch.randperm(len(rows), generator=g)[:20_000]]
+        read = write = torch.linalg.svd(some, full_matrices=False).Vh[:n]
+    elif how=='ica': read,write = _independent(rows, n, seed)
+    else: raise BadInput(f'how is pca, ica or random, not {how!r}')
+    return read,write
+
+# %% ../../nbs/knowledge/30_locate.ipynb #6c7f09e6
+def found_units(
+    rows:Tensor,       # of a layer, (rows, d_in)
+    how:str,           # pca, ica or random
+    point:str,         # where they are from
+    n:int|None=None,   # how many; None: as many as dimensions
+    seed:int=0,        # of what is drawn
+)->Units:
+    "Directions found in rows, or drawn. Raises `BadInput` for rows of which no components can be found."
+    mean,d = rows.mean(0),rows.shape[1]
+    read,write = _directions(rows, how, n or d, seed)
+    return Units(how, point, write.contiguous(), mean, lambda x: (x-mean)@read.T)
 
 # %% ../../nbs/knowledge/30_locate.ipynb #981b412c
 locators = ('activation','attribution','ig')
@@ -133,6 +143,7 @@ def _value(logits, ids, metric):
     s = target_scores(logits, ids)
     return s['logp'].exp() if metric=='probability' else s[metric]
 
+# %% ../../nbs/knowledge/30_locate.ipynb #5b359c12
 def unit_scores(
     g:Branches,    # prompts of one length
     units:Units,
@@ -153,7 +164,7 @@ def unit_scores(
 @dataclass
 class Located:
     "How much each unit has to do with each fact."
-    units:Units
+    units:Units     # whose scores these are
     by:str          # which locator
     scores:Tensor   # means over the prompts, (facts, units)
     votes:Tensor    # share of prompts in which a unit was above the threshold, (facts, units)
@@ -200,6 +211,7 @@ def locate(
     "Which units have to do with each fact. Raises `BadInput` for an unknown locator or metric."
     if by not in locators: raise BadInput(f'by is one of {", ".join(locators)}, not {by!r}')
     if metric not in metrics: raise BadInput(f'metric is one of {", ".join(metrics)}, not {metric!r}')
+    if not len(facts): raise BadInput('there is no fact to locate')
     q = facts.prompts(use)
     total,votes,count = (torch.zeros(len(facts), k) for k in (len(units),len(units),1))
     bar = progress_bar(total=len(q), show=progress, desc=f'locating by {by}')

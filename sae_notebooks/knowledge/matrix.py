@@ -38,6 +38,7 @@ def zero_mask(
     inside[J] = 1
     return -W[:,on]*inside,torch.eye(key, dtype=W.dtype, device=W.device)[on]
 
+# %% ../../nbs/knowledge/25_matrix.ipynb #b2cd87f7
 def zero_rows(
     W:Tensor,    # (d_out, d_key)
     rows:Tensor, # which
@@ -73,9 +74,10 @@ def oblique(
     D,E,wide = D.double(),E.double(),W.double()
     M = E@D.T
     if torch.linalg.matrix_rank(M)<len(M):
-        raise BadInput('a read-out does not see its direction (or two are the same): nothing can be taken away along it')
+        raise BadInput('a read-out does not see its direction, or two are the same: nothing is taken away along it')
     return (-D.T).to(W),torch.linalg.solve(M, E@wide).to(W)
 
+# %% ../../nbs/knowledge/25_matrix.ipynb #830a3e46
 def project(
     W:Tensor,    # (d_out, d_key)
     D:Tensor,    # directions, (m, d_out)

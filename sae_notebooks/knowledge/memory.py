@@ -39,6 +39,25 @@ class Memory:
         f = values@self.atoms.T
         return f*(f>.5)
 
+# %% ../../nbs/knowledge/20_memory.ipynb #cc100f28
+def _check_memory(n, m, active, shared, d_key, room):
+    if n>d_key: raise BadInput(f'{n} keys in {d_key} dimensions are not independent: no matrix maps each to its value')
+    if m>room: raise BadInput(f'{m} orthogonal atoms do not fit into {room} dimensions')
+    if not 1<=active<=shared+1: raise BadInput(f'active is 1 to {shared+1}, not {active}')
+
+# %% ../../nbs/knowledge/20_memory.ipynb #94cc4ebc
+def _unit_rows(n, d, g): return F.normalize(torch.randn(n, d, generator=g, dtype=torch.double), dim=1)
+
+def _drawn_atoms(m, d, orthogonal, g):
+    if not orthogonal: return _unit_rows(m, d, g)
+    return torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.double)).Q[:m]
+
+def _drawn_keys(n, d, g): # sums of four key atoms
+    atoms,on = _unit_rows(2*d, d, g),torch.rand(n, 2*d, generator=g).argsort(1)<4
+    keys = on.double()@atoms
+    if torch.linalg.matrix_rank(keys)<n: raise BadInput('the keys that were drawn are not independent: another seed')
+    return keys
+
 # %% ../../nbs/knowledge/20_memory.ipynb #ccc9ac4c
 def plant_memory(
     n:int=40,         # facts
@@ -47,19 +66,14 @@ def plant_memory(
     active:int=3,     # atoms of a value: the own one, and so many less one of the shared
     d_key:int=64,     # at least n
     d_out:int=64,     # at least n+shared, where atoms are orthogonal
-    orthogonal:bool=True,
-    seed:int=0,
+    orthogonal:bool=True, # atoms; otherwise drawn
+    seed:int=0,       # of atoms, keys and which shared atoms a value has
 )->Memory:
     "A memory. Raises `BadInput` for keys or atoms that do not fit into their space."
     m,g = n+shared,seeded('memory',seed)
-    if n>d_key: raise BadInput(f'{n} keys in {d_key} dimensions are not independent: no matrix maps each to its value')
-    if orthogonal and m>d_out: raise BadInput(f'{m} orthogonal atoms do not fit into {d_out} dimensions')
-    if not 1<=active<=shared+1: raise BadInput(f'active is 1 to {shared+1}, not {active}')
-    def drawn(*s): return torch.randn(*s, generator=g, dtype=torch.double)
-    atoms = torch.linalg.qr(drawn(d_out,d_out)).Q[:m] if orthogonal else F.normalize(drawn(m,d_out), dim=1)
-    key_atoms,on = F.normalize(drawn(2*d_key,d_key), dim=1),torch.rand(n, 2*d_key, generator=g).argsort(1)<4
-    keys,codes = on.double()@key_atoms,torch.zeros(n, m, dtype=torch.double)
-    if torch.linalg.matrix_rank(keys)<n: raise BadInput('the keys that were drawn are not independent: another seed')
+    _check_memory(n, m, active, shared, d_key, d_out if orthogonal else m)
+    atoms,keys = _drawn_atoms(m, d_out, orthogonal, g),_drawn_keys(n, d_key, g)
+    codes = torch.zeros(n, m, dtype=torch.double)
     codes[:,:n].fill_diagonal_(1)
     for row in codes: row[n+torch.randperm(shared, generator=g)[:active-1]] = .3
     obj = torch.arange(n)%objects
@@ -82,7 +96,7 @@ def rel_loc(
 
 # %% ../../nbs/knowledge/20_memory.ipynb #f991bd1d
 def gated(
-    memory:Memory,
+    memory:Memory, # see above
     features,   # numbers of atoms
 )->Tensor:      # values without these features, (n, d_out)
     "What comes out when features are switched off: only rows where they are on change."
@@ -91,7 +105,7 @@ def gated(
 
 # %% ../../nbs/knowledge/20_memory.ipynb #6dcba6ed
 def coherence_bound(
-    memory:Memory,
+    memory:Memory, # see above
     mu:float,   # coherence of the atoms
 )->Tensor:      # (n, objects)
     "By how much projecting out an atom that a value does not have can move its logits, at most."

@@ -24,24 +24,34 @@ from ..core.tensors import load_tensors, read_meta, tensor_key, write_tensors
 from .locate import Units
 from ..models.hooks import replace
 
-# %% ../../nbs/knowledge/45_patch.ipynb #6b8673a3
+# %% ../../nbs/knowledge/45_patch.ipynb #3e1ad374
 _plain = (torch.float64,torch.float32,torch.bfloat16,torch.float16)
 
+def _not_plain(module, w):
+    "What to do about a weight that is no matrix of floating-point numbers, None for one that is."
+    plain = isinstance(w, Tensor) and w.dtype in _plain and type(w.data) is Tensor and w.ndim==2
+    if not plain or re.search(r'\d+bit|Quant', type(module).__name__):
+        return 'load the model unquantised to edit it, or use the gate'
+
+def _frozen(module, w):
+    "Why a weight cannot be written, None for one that can."
+    own = w.is_meta,w.is_inference(),parametrize.is_parametrized(module,'weight')
+    why = ('it is described and not loaded','it was made under inference_mode','it is computed from other tensors')
+    return why[own.index(True)] if any(own) else None
+
+# %% ../../nbs/knowledge/45_patch.ipynb #6b8673a3
 def check_weight(
     net,      # a torch model
     path:str, # of a module in it
 )->nn.Module: # the module
     "Raises `BadInput` for a weight that is quantised, frozen or shared."
     module = net.get_submodule(path)
-    w,kind = getattr(module,'weight',None),type(module).__name__
-    plain = isinstance(w, Tensor) and w.dtype in _plain and type(w.data) is Tensor and w.ndim==2
-    if not plain or re.search(r'\d+bit|Quant', kind): raise BadInput(
-        f'{path} ({kind}) keeps its weight quantised: load the model unquantised to edit it, or use the gate')
-    own = w.is_meta,w.is_inference(),parametrize.is_parametrized(module,'weight')
-    why = ('it is described and not loaded','it was made under inference_mode','it is computed from other tensors')
-    if any(own): raise BadInput(f'the weight of {path} is frozen: {why[own.index(True)]}; load the model anew')
+    w = getattr(module,'weight',None)
+    if why := _not_plain(module, w): raise BadInput(f'{path} ({type(module).__name__}) keeps its weight quantised: {why}')
+    if why := _frozen(module, w): raise BadInput(f'the weight of {path} is frozen: {why}; load the model anew')
     names = [n for n,p in net.named_parameters(remove_duplicate=False) if p is w]
-    if len(names)>1: raise BadInput(f'the weight of {path} is shared by {" and ".join(names)}: an edit would change both')
+    both = ' and '.join(names)
+    if len(names)>1: raise BadInput(f'the weight of {path} is shared by {both}: an edit would change both')
     return module
 
 # %% ../../nbs/knowledge/45_patch.ipynb #00a9ffa0
@@ -68,11 +78,11 @@ class _Held:
             W += change.T if self.turned else change
         return W.to(self.base.dtype)
 
+# %% ../../nbs/knowledge/45_patch.ipynb #5b4771d7
 _held = WeakKeyDictionary() # module -> _Held
 
 def _untouched(module): return _held[module].base if module in _held else module.weight.detach()
 
-# %% ../../nbs/knowledge/45_patch.ipynb #5b4771d7
 def weight_key(
     net,      # a torch model
     path:str, # of a module in it
@@ -80,6 +90,7 @@ def weight_key(
     "A hash of a weight as it is without patches."
     return tensor_key(_untouched(net.get_submodule(path)))
 
+# %% ../../nbs/knowledge/45_patch.ipynb #28ebf8a9
 @torch.no_grad()
 def _put(module, path, patches):
     "Let these patches be on, and no others. Raises `BadInput` where somebody else has changed the weight."
@@ -97,11 +108,27 @@ def _patches_on(module): return list(_held[module].patches) if module in _held e
 @dataclass(eq=False)
 class Gate:
     "Units that are switched off while the model runs."
-    units:Units
+    units:Units   # among them those to be switched off
     features:list # which
     def __call__(self, act:Tensor)->Tensor: # (..., d_in)
         f = self.units.read(act)[...,self.features]
         return act-(f@self.units.write[self.features]).to(act)
+
+# %% ../../nbs/knowledge/45_patch.ipynb #3e076f2d
+def _take_off(module, patch): _put(module, patch.path, [p for p in _patches_on(module) if p is not patch])
+
+def _put_on(net, patches, gates):
+    "All of them, or none where something fails on the way; the stack takes them off."
+    for p in patches:
+        if weight_key(net, p.path)!=p.key:
+            raise BadInput(f'the edit was made for other weights of {p.path}: make it anew for this model')
+    with ExitStack() as stack:
+        for p in patches:
+            module = check_weight(net, p.path)
+            _put(module, p.path, [*_patches_on(module),p])
+            stack.callback(_take_off, module, p)
+        for g in gates: stack.enter_context(replace(net, {g.units.point:g}))
+        return stack.pop_all()
 
 # %% ../../nbs/knowledge/45_patch.ipynb #e6067271
 class Edit:
@@ -118,7 +145,8 @@ class Edit:
             p.key = p.key or weight_key(model.net, p.path)
     def __repr__(self):
         said = [f'{p.path} rank {p.rank}' for p in self.patches]+[f'gate at {g.units.point}' for g in self.gates]
-        return f'Edit {self.record.get("method","")} of {self.model.name}: {", ".join(said)}{" (on)" if self.on else ""}'
+        method,on = self.record.get('method',''),' (on)' if self.on else ''
+        return f'Edit {method} of {self.model.name}: {", ".join(said)}{on}'
     @property
     def on(self)->bool: return self._stack is not None
     @property
@@ -126,17 +154,7 @@ class Edit:
 
     def apply(self)->'Edit': # put on, after whatever is on
         if self.on: raise BadInput('the edit is on already')
-        net = self.model.net
-        for p in self.patches:
-            if weight_key(net, p.path)!=p.key:
-                raise BadInput(f'the edit was made for other weights of {p.path}: make it anew for this model')
-        with ExitStack() as stack:
-            for p in self.patches:
-                module = check_weight(net, p.path)
-                _put(module, p.path, [*_patches_on(module),p])
-                stack.callback(_take_off, module, p)
-            for g in self.gates: stack.enter_context(replace(net, {g.units.point:g}))
-            self._stack = stack.pop_all()
+        self._stack = _put_on(self.model.net, self.patches, self.gates)
         return self
     def revert(self)->'Edit': # take off, whatever was put on since
         if not self.on: raise BadInput('the edit is not on')
@@ -150,8 +168,6 @@ class Edit:
         if self.gates: raise BadInput('a gate acts while the model runs: it cannot be merged into weights')
         with self if not self.on else ExitStack(): return copy.deepcopy(self.model)
 
-def _take_off(module, patch): _put(module, patch.path, [p for p in _patches_on(module) if p is not patch])
-
 # %% ../../nbs/knowledge/45_patch.ipynb #24c45a59
 @dataclass
 class _Record:
@@ -161,7 +177,7 @@ class _Record:
     record:dict = field(default_factory=dict)
 
 def save_edit(
-    edit:Edit,
+    edit:Edit,     # on or not
     path:str|Path, # a .safetensors file to make or replace
 ):
     "Write an edit as a patch of low rank."
@@ -170,6 +186,23 @@ def save_edit(
     gates = [dict(point=g.units.point, features=[int(f) for f in g.features]) for g in edit.gates]
     meta = dict(kind='edit', keys={p.path:p.key for p in edit.patches}, gates=gates, record=edit.record)
     write_tensors(path, tensors, dict(edit=json.dumps(meta)))
+
+# %% ../../nbs/knowledge/45_patch.ipynb #ca24664b
+def _patches_of(path, tensors, keys, net):
+    try: patches = [Patch(p, tensors[f'{p}.A'], tensors[f'{p}.B'], key) for p,key in keys.items()]
+    except KeyError as e: raise BadFile(path, f'lacks {e}') from e
+    for p in patches:
+        check_weight(net, p.path)
+        if weight_key(net, p.path)!=p.key: raise BadInput(f'{path} was made for other weights of {p.path}')
+    return patches
+
+# %% ../../nbs/knowledge/45_patch.ipynb #8ca4ad9a
+def _gate(path, g, write, units):
+    own = units.get(g['point']) if isinstance(units, dict) else units
+    if own is None: raise BadInput(f'{path} has a gate at {g["point"]}: give units=, those that it switches off')
+    if own.point!=g['point'] or write is None or not torch.equal(own.write[g['features']], write):
+        raise BadInput(f'the gate of {path} is of other units than those that were given')
+    return Gate(own, g['features'])
 
 # %% ../../nbs/knowledge/45_patch.ipynb #4bd00376
 def load_edit(
@@ -181,19 +214,8 @@ def load_edit(
     tensors,meta = load_tensors(path),read_meta(path)
     if 'edit' not in meta: raise BadFile(path, 'is no edit')
     meta = checked(parse_json(meta['edit'].encode(), path, 'edit'), _Record, path, 'edit')
-    try: patches = [Patch(p, tensors[f'{p}.A'], tensors[f'{p}.B'], key) for p,key in meta['keys'].items()]
-    except KeyError as e: raise BadFile(path, f'lacks {e}') from e
-    for p in patches:
-        module = check_weight(model.net, p.path)
-        if weight_key(model.net, p.path)!=p.key: raise BadInput(f'{path} was made for other weights of {p.path}')
-    return Edit(model, patches, [_gate(path, g, tensors.get(f'gate.{i}'), units)
-                                 for i,g in enumerate(meta['gates'])], meta.get('record'))
-
-def _gate(path, g, write, units):
-    own = units.get(g['point']) if isinstance(units, dict) else units
-    if own is None: raise BadInput(f'{path} has a gate at {g["point"]}: give units=, those that it switches off')
-    if own.point!=g['point'] or write is None or not torch.equal(own.write[g['features']], write):
-        raise BadInput(f'the gate of {path} is of other units than those that were given')
-    return Gate(own, g['features'])
+    patches = _patches_of(path, tensors, meta['keys'], model.net)
+    gates = [_gate(path, g, tensors.get(f'gate.{i}'), units) for i,g in enumerate(meta['gates'])]
+    return Edit(model, patches, gates, meta.get('record'))
 
 Edit.save,Edit.load = save_edit,staticmethod(load_edit)

@@ -31,6 +31,7 @@ def object_loss(
     ours = ((at>=begin[:,None])&(at<batch.lengths[:,None])).to(logits.device)
     return F.cross_entropy(logits[ours].float(), ids[ours], reduction='sum')/len(batch)
 
+# %% ../../nbs/knowledge/15_teach.ipynb #4ad0c0ba
 def text_loss(
     model,      # a LanguageModel
     texts:list, # n texts
@@ -54,6 +55,7 @@ def training_steps(
     "Train on targets, for as long as somebody asks for the next step. Weights require no gradient afterwards."
     prompts,targets,keep,g = list(prompts),list(targets),list(keep),seeded('teaching',seed)
     if not prompts: raise BadInput('there is nothing to teach')
+    if len(prompts)!=len(targets): raise BadInput(f'{len(prompts)} prompts and {len(targets)} targets: one for each')
     weights = [p for p in model.net.parameters() if p.is_floating_point()]
     asked = [p.requires_grad for p in weights]
     optimiser,step = torch.optim.AdamW(weights, lr=lr, weight_decay=0.),0

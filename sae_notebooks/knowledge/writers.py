@@ -25,6 +25,7 @@ def _last_of_attention(net, block):
     if not last: raise BadInput(f'the attention of {block} has no last layer under a name that is known here')
     return f'{block}.{name}.{last}'
 
+# %% ../../nbs/knowledge/29_writers.ipynb #ba10af8b
 def blocks_of(
     net,       # a torch model
     point:str, # a hook point in a stack of blocks
