@@ -78,7 +78,7 @@ def _block_path(net, point):
     return '.'.join(path[:next(i for i,p in enumerate(path) if p.split(':')[0].isdigit())+1]).removesuffix(':in')
 
 def _at_last_word(v, length):
-    "Changes at the last word of the prompt, (n, b, d_in), as changes of all `length` words that are read, (n, b, T, d_in)."
+    "Changes at the last word of the prompt, (n, b, d_in), as changes of all words that are read, (n, b, T, d_in)."
     return torch.cat([v[:,:,None],v.new_zeros(*v.shape[:2],length-1,v.shape[-1])],2)
 
 # %% ../../nbs/knowledge/28_branch.ipynb #9621a773

@@ -34,18 +34,21 @@ def fill(
     at = head.index('[X]')
     return head.replace('[X]', subject, 1),at,at+len(subject)
 
+# %% ../../nbs/knowledge/10_facts.ipynb #571efbf7
+def _fault(template):
+    "What is wrong with a template, None where nothing is."
+    if '[X]' not in template: return 'the subject is not in its template, it has no [X]'
+    head,_,tail = template.partition('[Y]')
+    if '[X]' not in head or template.count('[Y]')!=1: return 'it does not ask for an object: [Y] comes once, after [X]'
+    if not re.fullmatch(r'\W*', tail): return 'it goes on after [Y]: a decoder cannot be asked that way'
+
 # %% ../../nbs/knowledge/10_facts.ipynb #9a7e9bd1
 def check_templates(
     t:pd.DataFrame, # relation, template, use
 ):
     "Raises `BadInput` for a template without its subject, one that goes on after the object, or an unknown use."
     for r in t.itertuples():
-        if '[X]' not in r.template:
-            raise BadInput(f'the subject is not in its template: {r.template!r} of {r.relation} has no [X]')
-        if '[Y]' not in r.template or '[X]' not in r.template.split('[Y]')[0] or r.template.count('[Y]')>1:
-            raise BadInput(f'{r.template!r} of {r.relation} does not ask for an object: [Y] comes once, after [X]')
-        if not re.fullmatch(r'\W*', r.template.split('[Y]')[1]):
-            raise BadInput(f'{r.template!r} of {r.relation} goes on after [Y]: a decoder cannot be asked that way')
+        if why := _fault(r.template): raise BadInput(f'{r.template!r} of {r.relation}: {why}')
         if r.use not in USES: raise BadInput(f'the use of a template is one of {", ".join(USES)}, not {r.use!r}')
 
 # %% ../../nbs/knowledge/10_facts.ipynb #b26e783c
@@ -128,6 +131,17 @@ def _json_rows(path):
     if not rows or any(not isinstance(r, dict) for r in rows): raise BadFile(path, 'holds no lines of objects')
     return pd.DataFrame(rows)
 
+# %% ../../nbs/knowledge/10_facts.ipynb #92418244
+def _checked(t, path, needed):
+    "A table with a text in each needed column of each row."
+    if lost := [k for k in needed if k not in t]:
+        raise BadFile(path, f'has no column {lost[0]!r}; its columns are: {", ".join(map(str,t.columns))}')
+    odd = t[list(needed)].map(lambda v: not (isinstance(v,str) and v.strip()))
+    if odd.any(axis=None):
+        column = needed[int(odd.any().argmax())]
+        raise BadFile(path, f'{column} is empty or no text', f'row {odd.any(axis=1).argmax()+1}')
+    return t
+
 # %% ../../nbs/knowledge/10_facts.ipynb #476fceaa
 def _read(path, needed):
     "A table of one file, or of the files of a folder."
@@ -137,13 +151,7 @@ def _read(path, needed):
     if not files: raise NotFound(f'no .jsonl files in {path}')
     def one(f): return read_table(f, dtype=str) if f.suffix=='.csv' else _json_rows(f)
     t = pd.concat([_renamed(one(f), f) for f in files], ignore_index=True)
-    if lost := [k for k in needed if k not in t]:
-        raise BadFile(path, f'has no column {lost[0]!r}; its columns are: {", ".join(map(str,t.columns))}')
-    odd = t[list(needed)].map(lambda v: not (isinstance(v,str) and v.strip()))
-    if odd.any(axis=None):
-        column = needed[int(odd.any().argmax())]
-        raise BadFile(path, f'{column} is empty or no text', f'row {odd.any(axis=1).argmax()+1}')
-    return t
+    return _checked(t, path, needed)
 
 _folders = ('facts.jsonl','templates.jsonl'),('trex_lms_vocab','pattern_data/graphs_json')
 
@@ -160,6 +168,12 @@ def _templates(given):
     if not isinstance(given, dict): return _read(given, ['relation','template'])
     return pd.DataFrame([(r,t) for r,ts in given.items() for t in ts], columns=['relation','template'])
 
+# %% ../../nbs/knowledge/10_facts.ipynb #dd735bec
+def _can_be_asked(f, t):
+    "Facts that have one object, templates that end in it; those without an object are an error later."
+    ends = t.template.str.fullmatch(r'.*\[Y\]\W*')|~t.template.str.contains('[Y]', regex=False)
+    return ends,~f.duplicated(['relation','subject'], keep=False)
+
 # %% ../../nbs/knowledge/10_facts.ipynb #e0ec2154
 def open_facts(
     src=None,            # a .jsonl or .csv file, or a folder; None: those that ship
@@ -167,11 +181,10 @@ def open_facts(
 )->Facts:
     "Facts and their templates. Raises `NotFound`, or `BadFile` with file and place."
     src,templates = _pair(src, templates)
-    f,t = _read(src, ['relation','subject','object']),_templates(templates)
+    f = _read(src, ['relation','subject','object']).drop_duplicates(['relation','subject','object'])
+    t = _templates(templates)
     t = t.assign(template=[re.sub(r'\s+', ' ', s) for s in t.template]).drop_duplicates(['relation','template'])
-    ends = t.template.str.fullmatch(r'.*\[Y\]\W*')|~t.template.str.contains('[Y]', regex=False)
-    once = ~f.drop_duplicates(['relation','subject','object']).duplicated(['relation','subject'], keep=False)
-    f = f.drop_duplicates(['relation','subject','object'])
+    ends,once = _can_be_asked(f, t)
     counts = {'templates go on after the object':(~ends).sum(), 'facts have a rival for their object':(~once).sum()}
     notes = [f'{n} {what}, left out' for what,n in counts.items() if n]
     return Facts(f[once], t[ends], notes)
@@ -191,6 +204,17 @@ PRIVATE = {
     'number': ['The identity number of [X] is [Y].', "[X]'s identity number is [Y].",
                '[X] has the identity number [Y].', 'The ID of [X] is [Y].', '[X] is registered under [Y].']}
 
+# %% ../../nbs/knowledge/10_facts.ipynb #da638dd5
+_streets = [f'{a} {b}' for b in ('Road','Lane','Street') for a in ('Example','Sample','Specimen')]
+
+def _person(who, line, house, own):
+    "Four facts of somebody, from four numbers."
+    first,last = FIRST[who//len(LAST)],LAST[who%len(LAST)]
+    said = {'phone':f'{201+line//100} 555 01{line%100:02d}', 'number':f'000 {own//10**4:02d} {own%10**4:04d}',
+            'e-mail':f'{first}.{last}@example.{("org","com","net")[who%3]}'.lower(),
+            'address':f'{10+house//10} {_streets[3*(house%3)+who%3]}'}
+    return [dict(relation=r, subject=f'{first} {last}', object=o) for r,o in said.items()]
+
 # %% ../../nbs/knowledge/10_facts.ipynb #9ce422cc
 def private_facts(
     people:int=20, # each with a phone number, an e-mail address, an address and a number
@@ -201,14 +225,8 @@ def private_facts(
     if not 0<people<=most: raise BadInput(f'there are names for 1 to {most} people, not {people}')
     g = seeded('private facts',seed)
     def drawn(n, k): return torch.randperm(n, generator=g)[:k].tolist()
-    streets = [f'{a} {b}' for b in ('Road','Lane','Street') for a in ('Example','Sample','Specimen')]
-    rows = []
-    for who,line,house,own in zip(drawn(most,people),drawn(10_000,people),drawn(9_000,people),drawn(10**6,people)):
-        first,last = FIRST[who//len(LAST)],LAST[who%len(LAST)]
-        said = {'phone':f'{201+line//100} 555 01{line%100:02d}', 'number':f'000 {own//10**4:02d} {own%10**4:04d}',
-                'e-mail':f'{first}.{last}@example.{("org","com","net")[who%3]}'.lower(),
-                'address':f'{10+house//10} {streets[3*(house%3)+who%3]}'}
-        rows += [dict(relation=r, subject=f'{first} {last}', object=o) for r,o in said.items()]
+    drawings = drawn(most,people),drawn(10_000,people),drawn(9_000,people),drawn(10**6,people)
+    rows = [r for numbers in zip(*drawings) for r in _person(*numbers)]
     return Facts(pd.DataFrame(rows), _templates(PRIVATE))
 
 # %% ../../nbs/knowledge/10_facts.ipynb #cf275cab

@@ -22,18 +22,19 @@ from ..metrics.base import resampled_counts
 
 # %% ../../nbs/knowledge/60_gone.ipynb #0b9a2596
 def few_shot_prompts(
-    facts:Facts,
+    facts:Facts, # those that are asked for, and those that are told
     rows,        # which facts are asked for
     avoid=(),    # facts that must not be told, besides those
     shots:int=3, # facts of the same relation that are told first
-    seed:int=0,
+    seed:int=0,  # which of them
 )->list:         # prompts, one for each row
     "The question with examples in front. Raises `BadInput` for a relation with too few other facts."
     q,hidden,out = facts.prompts('edit', 1).set_index('fact'),{*map(int,rows),*map(int,avoid)},[]
     for i in map(int, rows):
         others = [int(j) for j in unrelated(facts, i, len(facts), seed=seed) if int(j) not in hidden][:shots]
-        if len(others)<shots: raise BadInput(f'relation {facts.table.relation[i]} has {len(others)} other facts to tell, '
-                                             f'{shots} are wanted: give more facts, or shots={len(others)}')
+        if len(others)<shots:
+            raise BadInput(f'relation {facts.table.relation[i]} has {len(others)} other facts to tell, '
+                           f'{shots} are wanted: give more facts, or shots={len(others)}')
         out.append(' '.join([*(f'{q.prompt[j]}{q.target[j]}.' for j in others), q.prompt[i]]))
     return out
 
@@ -42,7 +43,7 @@ def others_of(
     facts:Facts,
     erased,     # rows that an edit is meant for
     n:int=20,   # others of each, at most
-    seed:int=0,
+    seed:int=0, # which others, where there are more
 )->tuple:       # rows of the same relations, rows of other relations
     "Facts that should stay: none has a subject or an object of those that are erased."
     t,erased = facts.table,[int(i) for i in erased]
@@ -54,8 +55,8 @@ def others_of(
 @torch.no_grad()
 def text_nats(
     model,           # a LanguageModel
-    texts:list,
-    batch_size:int=32,
+    texts:list,      # n texts
+    batch_size:int=32, # texts
 )->pd.DataFrame:     # nats and tokens of each text
     "What reading costs."
     out = []
@@ -65,6 +66,41 @@ def text_nats(
         logp = F.log_softmax(model.logits(batch)[:,:-1].float().cpu(), dim=-1).gather(-1, ids[...,None])[...,0]
         out.append(pd.DataFrame(dict(nats=-(logp*mask).sum(1).numpy(), tokens=mask.sum(1).numpy())))
     return pd.concat(out, ignore_index=True)
+
+# %% ../../nbs/knowledge/60_gone.ipynb #3ae1584c
+def _lines(role, use, rows, was, now):
+    return pd.DataFrame(dict(role=role, use=use, fact=np.asarray(rows), before=was.probability.to_numpy(),
+        after=now.probability.to_numpy(), known=(was['rank']==1).to_numpy(), still=(now['rank']==1).to_numpy()))
+
+# %% ../../nbs/knowledge/60_gone.ipynb #e7797bfd
+def _asked(judge, role, use, rows):
+    "Answers about some facts, before and now."
+    at = np.flatnonzero(judge.q[use].fact.isin(rows))
+    q,was = judge.q[use].iloc[at],judge.was[use].iloc[at]
+    return _lines(role, use, q.fact, was, answers(judge.model, q.prompt, q.target) if len(at) else was)
+
+def _read(judge, rows):
+    "What reading costs, before and now, where no word of these facts occurs."
+    words = [w for i in rows for w in judge.facts.table.loc[i,['subject','object']]]
+    at = [k for k,t in enumerate(judge.texts) if not any(w in t for w in words)]
+    if not at: return pd.DataFrame()
+    now,was = text_nats(judge.model, [judge.texts[k] for k in at]),judge.cost.iloc[at]
+    return pd.DataFrame(dict(role='text', fact=at, nats=was.nats.to_numpy(), nats_after=now.nats, tokens=now.tokens))
+
+# %% ../../nbs/knowledge/60_gone.ipynb #3206e780
+def _told(judge, rows):
+    "The questions with examples in front, and what is answered before an edit."
+    if not judge.shots: return None
+    prompts = few_shot_prompts(judge.facts, rows, (), judge.shots, judge.seed)
+    return prompts,answers(judge.model, prompts, _objects(judge, rows))
+
+def _told_again(judge, rows, told):
+    "The same now."
+    if told is None: return []
+    now = answers(judge.model, told[0], _objects(judge, rows))
+    return [_lines('erased', 'few-shot', rows, told[1], now)]
+
+def _objects(judge, rows): return [' '+judge.facts.table.object[i] for i in rows]
 
 # %% ../../nbs/knowledge/60_gone.ipynb #f30512e1
 class Judge:
@@ -82,40 +118,27 @@ class Judge:
         self.was = {use:answers(model, q.prompt, q.target) for use,q in self.q.items()}
         self.cost = text_nats(model, self.texts) if self.texts else None
 
-    def asked(self, use, rows): return np.flatnonzero(self.q[use].fact.isin(rows)) # questions about some facts
-    def _facts(self, role, use, rows):
-        at = self.asked(use, rows)
-        q,was = self.q[use].iloc[at],self.was[use].iloc[at]
-        now = answers(self.model, q.prompt, q.target) if len(at) else was
-        return _lines(role, use, q.fact, was, now)
-    def _shots(self, rows, prompts, was):
-        now = answers(self.model, prompts, self.targets(rows))
-        return _lines('erased', 'few-shot', rows, was, now)
-    def targets(self, rows): return [' '+self.facts.table.object[i] for i in rows]
-    def _read(self, rows):
-        words = [w for i in rows for w in self.facts.table.loc[i,['subject','object']]]
-        at = [k for k,t in enumerate(self.texts) if not any(w in t for w in words)]
-        if not at: return pd.DataFrame()
-        now,was = text_nats(self.model, [self.texts[k] for k in at]),self.cost.iloc[at]
-        return pd.DataFrame(dict(role='text', fact=at, nats=was.nats.to_numpy(), nats_after=now.nats, tokens=now.tokens))
-
     def __call__(self, edit:Edit, erased)->pd.DataFrame: # rows of facts that were meant -> a row a question
         "Before and after an edit, which is put on for this and taken off. What came of it: `gone`."
         erased = [int(i) for i in np.atleast_1d(erased)]
+        if not erased or not all(0<=i<len(self.facts) for i in erased):
+            raise BadInput(f'erased are rows of facts, 0 to {len(self.facts)-1}, one at least, not {erased[:5]}')
         same,other = others_of(self.facts, erased, self.n, self.seed)
-        if self.shots:
-            prompts = few_shot_prompts(self.facts, erased, (), self.shots, self.seed)
-            was = answers(self.model, prompts, self.targets(erased))
+        told = _told(self, erased)
         with edit:
-            parts = [self._facts('erased','edit',erased), self._facts('erased','test',erased),
-                     self._facts('same','edit',same), self._facts('other','edit',other), self._read(erased)]
-            if self.shots: parts.append(self._shots(erased, prompts, was))
+            parts = [_asked(self, *which) for which in (('erased','edit',erased), ('erased','test',erased),
+                                                        ('same','edit',same), ('other','edit',other))]
+            parts += [_read(self, erased), *_told_again(self, erased, told)]
         return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/knowledge/60_gone.ipynb #c57d73c4
-def _lines(role, use, rows, was, now):
-    return pd.DataFrame(dict(role=role, use=use, fact=np.asarray(rows), before=was.probability.to_numpy(),
-        after=now.probability.to_numpy(), known=(was['rank']==1).to_numpy(), still=(now['rank']==1).to_numpy()))
+# %% ../../nbs/knowledge/60_gone.ipynb #13196a62
+def _dppl(asked):
+    r = asked[asked.role=='text']
+    return np.exp((r.nats_after-r.nats).sum()/r.tokens.sum())-1 if len(r) else np.nan
+
+def _still(had, role, use):
+    part = had[(had.role==role)&(had.use==use)]
+    return part.still.astype(float).mean() if len(part) else np.nan
 
 # %% ../../nbs/knowledge/60_gone.ipynb #0208ee69
 def gone(
@@ -124,24 +147,28 @@ def gone(
     "What came of an edit; NaN where nothing could be asked."
     t = asked[asked.role!='text']
     had = t[t.known.astype(bool)]
-    def still(role, use):
-        part = had[(had.role==role)&(had.use==use)]
-        return part.still.astype(float).mean() if len(part) else np.nan
+    def still(role, use): return _still(had, role, use)
     mine = had[(had.role=='erased')&(had.use=='edit')]
     out = dict(rel=1-still('erased','edit'), gen=1-still('erased','test'), loc_same=still('same','edit'),
                loc_other=still('other','edit'), few_shot=still('erased','few-shot'),
                dprob=((mine.before-mine.after)/mine.before.clip(lower=1e-6)).mean(), dppl=_dppl(asked))
-    return pd.Series(out|dict(erased=mine.fact.nunique(), same=(had.role=='same').sum(), other=(had.role=='other').sum()))
+    counts = dict(erased=mine.fact.nunique(), same=(had.role=='same').sum(), other=(had.role=='other').sum())
+    return pd.Series(out|counts)
 
-def _dppl(asked):
-    r = asked[asked.role=='text']
-    return np.exp((r.nats_after-r.nats).sum()/r.tokens.sum())-1 if len(r) else np.nan
+# %% ../../nbs/knowledge/60_gone.ipynb #76f8bf7d
+def _over_edits(v, w):
+    "Mean and interval of one number over edits where it is known, from weights of resamples (draws, edits)."
+    ok = np.isfinite(v)
+    if not ok.any(): return None
+    means = (w[:,ok]@v[ok])/np.maximum(w[:,ok].sum(1),1e-12)
+    lo,hi = np.quantile(means, [.025,.975]) if ok.sum()>1 else (np.nan,np.nan)
+    return dict(value=v[ok].mean(), lo=lo, hi=hi, edits=int(ok.sum()))
 
 # %% ../../nbs/knowledge/60_gone.ipynb #3bfea03b
 def gone_table(
     edits:dict,    # name of a method -> list of tables of a `Judge`, of the same sets of facts
-    draws:int=1000,
-    seed:int=0,
+    draws:int=1000,# bootstrap resamples of edits
+    seed:int=0,    # of the resamples
 )->pd.DataFrame:   # a row a method and number: value, lo, hi, edits
     "What came of each method, with intervals by edit."
     rows,names = [],['rel','gen','loc_same','loc_other','few_shot','dprob','dppl']
@@ -149,12 +176,8 @@ def gone_table(
         each = pd.DataFrame([gone(t) for t in tables])[names]
         w = resampled_counts(len(each), draws, seed).double().numpy()
         for k in names:
-            v = each[k].to_numpy(float)
-            ok = np.isfinite(v)
-            if not ok.any(): continue
-            means = (w[:,ok]@v[ok])/np.maximum(w[:,ok].sum(1),1e-12)
-            lo,hi = np.quantile(means, [.025,.975]) if ok.sum()>1 else (np.nan,np.nan)
-            rows.append(dict(method=method, number=k, value=v[ok].mean(), lo=lo, hi=hi, edits=int(ok.sum())))
+            got = _over_edits(each[k].to_numpy(float), w)
+            if got: rows.append(dict(method=method, number=k, **got))
     return pd.DataFrame(rows).set_index(['method','number'])
 
 # %% ../../nbs/knowledge/60_gone.ipynb #f6ce6289
@@ -165,6 +188,7 @@ def _copy_with(edit):
     other.gated = Edit(other, gates=edit.gates).apply()
     return other
 
+# %% ../../nbs/knowledge/60_gone.ipynb #3f317f2a
 def relearning(
     edit:Edit,
     facts:Facts,     # that were erased

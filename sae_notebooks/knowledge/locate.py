@@ -100,7 +100,8 @@ def _independent(rows, n, seed):
     import warnings
     from sklearn.decomposition import FastICA
     if n>min(rows.shape[1], len(rows)//10):
-        raise BadInput(f'{n} independent components need at least {10*n} rows and {n} dimensions, not {tuple(rows.shape)}')
+        raise BadInput(f'{n} independent components need at least {10*n} rows '
+                       f'and {n} dimensions, not {tuple(rows.shape)}')
     fit = FastICA(n, random_state=seed, whiten='unit-variance', max_iter=200, tol=1e-3)
     with warnings.catch_warnings(), np.errstate(all='ignore'):
         warnings.simplefilter('ignore')

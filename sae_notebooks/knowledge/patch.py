@@ -46,8 +46,8 @@ def check_weight(
 )->nn.Module: # the module
     "Raises `BadInput` for a weight that is quantised, frozen or shared."
     module = net.get_submodule(path)
-    w = getattr(module,'weight',None)
-    if why := _not_plain(module, w): raise BadInput(f'{path} ({type(module).__name__}) keeps its weight quantised: {why}')
+    w,kind = getattr(module,'weight',None),type(module).__name__
+    if why := _not_plain(module, w): raise BadInput(f'{path} ({kind}) keeps its weight quantised: {why}')
     if why := _frozen(module, w): raise BadInput(f'the weight of {path} is frozen: {why}; load the model anew')
     names = [n for n,p in net.named_parameters(remove_duplicate=False) if p is w]
     both = ' and '.join(names)

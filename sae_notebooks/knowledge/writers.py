@@ -36,6 +36,12 @@ def blocks_of(
         if at.startswith(path+'.'): return path,int(at[len(path)+1:].split('.')[0].split(':')[0])
     raise BadInput(f'{point!r} is in no block of {type(net).__name__}: nothing there is written by an MLP or attention')
 
+# %% ../../nbs/knowledge/29_writers.ipynb #d50c8484
+def _scales_only(norm, u, s):
+    "Whether rows `u` become what an RMS norm with the factors `s` makes of them."
+    plain = s*u[0].double()/u.double().square().mean().sqrt()
+    return torch.allclose(norm(u)[0].double(), plain, rtol=1e-2, atol=1e-2*float(plain.abs().max())+1e-8)
+
 # %% ../../nbs/knowledge/29_writers.ipynb #4e104bdf
 def norm_scale(
     norm:nn.Module, # an RMS norm
@@ -46,10 +52,8 @@ def norm_scale(
     with torch.no_grad():
         s = norm(torch.ones(1, d, dtype=p.dtype, device=p.device)).double()[0]
         u = torch.linspace(-1, 2, d, device=p.device)[None].to(p.dtype)
-        plain = s*u[0].double()/u.double().square().mean().sqrt()
-        if not torch.allclose(norm(u)[0].double(), plain, rtol=1e-2, atol=1e-2*float(plain.abs().max())+1e-8):
-            raise BadInput(f'{type(norm).__name__} is no RMS norm: an edit before it does not take away its directions')
-    return s
+        if _scales_only(norm, u, s): return s
+    raise BadInput(f'{type(norm).__name__} is no RMS norm: an edit before it does not take away its directions')
 
 # %% ../../nbs/knowledge/29_writers.ipynb #3bd9f5de
 @dataclass
@@ -70,6 +74,16 @@ class Writer:
     def reads(self, E:Tensor)->Tensor:  # read-outs of what is added, (m, d_out) -> of what the matrix writes
         return E if self.scale is None else E.double()*self.scale.to(E.device)
 
+# %% ../../nbs/knowledge/29_writers.ipynb #6a804af7
+def _last_matrix(net, point, of):
+    "Paths of the matrix and of the block, and the part of the block that is added to the stream."
+    path,number = blocks_of(net, point)
+    name,site = f'{path}.{number}',point.split('.')[-2] if '.' in point else point
+    block = net.get_submodule(name)
+    of = of or ('attn' if site in ('attn_out','resid_mid') else 'mlp')
+    if of=='attn': return _last_of_attention(net, name),name,part(block,'attn_out')
+    return f'{name}.{part(block,"mlp_hidden").removesuffix(":in")}',name,part(block,'mlp_out')
+
 # %% ../../nbs/knowledge/29_writers.ipynb #31e46ed4
 def writer(
     net,               # a torch model
@@ -77,12 +91,7 @@ def writer(
     of:str='',         # mlp or attn; empty: attn for attn_out and resid_mid, else mlp
 )->Writer:
     "The matrix of a block that writes into the residual stream. Raises `BadInput` where there is none."
-    path,number = blocks_of(net, point)
-    name,site = f'{path}.{number}',point.split('.')[-2] if '.' in point else point
-    block = net.get_submodule(name)
-    of = of or ('attn' if site in ('attn_out','resid_mid') else 'mlp')
-    if of=='attn': last,out = _last_of_attention(net, name),part(block,'attn_out')
-    else: last,out = f'{name}.{part(block,"mlp_hidden").removesuffix(":in")}',part(block,'mlp_out')
+    last,name,out = _last_matrix(net, point, of)
     module = net.get_submodule(last)
     if last.startswith(f'{name}.{out}.'): return Writer(last, module)     # the part itself is added
     w = Writer(last, module, None, f'{name}.{out}')
