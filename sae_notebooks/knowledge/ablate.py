@@ -181,6 +181,7 @@ def _energies(energy, facts):
         raise BadInput(f'energy is a row for each of {len(facts)} facts, not {tuple(e.shape)}')
     return e.reshape(len(facts), -1)
 
+# %% ../../nbs/knowledge/40_ablate.ipynb #aabead4e
 def _taken(who, names, units, reached): # (n, b) each
     return pd.DataFrame(dict(fact=np.repeat(who,len(names)), count=np.tile(names,len(who)),
                              units=units.cpu().flatten().numpy(), reached=reached.cpu().flatten().numpy()))

@@ -125,6 +125,7 @@ def _renamed(t, path):
     t = t.rename(columns=back)
     return t if 'relation' in t else t.assign(relation=Path(path).stem)
 
+# %% ../../nbs/knowledge/10_facts.ipynb #a7c3aa11
 def _json_rows(path):
     lines = enumerate(plain_file(path).read_text(encoding='utf-8').split('\n'), 1)
     rows = [parse_json(l, path, f'line {n}') for n,l in lines if l.strip()]
@@ -164,13 +165,14 @@ def _pair(src, templates):
         if (src/a).exists() and (src/b).exists(): return src/a,src/b
     raise BadInput(f'{src} brings no templates: give templates=, a file or {{relation: [sentences]}}')
 
+# %% ../../nbs/knowledge/10_facts.ipynb #70f0a266
 def _templates(given):
     if not isinstance(given, dict): return _read(given, ['relation','template'])
     return pd.DataFrame([(r,t) for r,ts in given.items() for t in ts], columns=['relation','template'])
 
 # %% ../../nbs/knowledge/10_facts.ipynb #dd735bec
 def _can_be_asked(f, t):
-    "Facts that have one object, templates that end in it; those without an object are an error later."
+    "Which templates end in their object (or name none, which is an error later), which facts have one object."
     ends = t.template.str.fullmatch(r'.*\[Y\]\W*')|~t.template.str.contains('[Y]', regex=False)
     return ends,~f.duplicated(['relation','subject'], keep=False)
 

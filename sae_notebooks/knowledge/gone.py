@@ -79,6 +79,7 @@ def _asked(judge, role, use, rows):
     q,was = judge.q[use].iloc[at],judge.was[use].iloc[at]
     return _lines(role, use, q.fact, was, answers(judge.model, q.prompt, q.target) if len(at) else was)
 
+# %% ../../nbs/knowledge/60_gone.ipynb #ed1cdd74
 def _read(judge, rows):
     "What reading costs, before and now, where no word of these facts occurs."
     words = [w for i in rows for w in judge.facts.table.loc[i,['subject','object']]]
