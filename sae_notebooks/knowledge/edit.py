@@ -102,8 +102,8 @@ class _Job:
     def others(self, w): # of the keys of everything else
         if self.keep is None: raise BadInput('rank_one spares what it is told to: give keep=, texts of other things')
         keep = self.keep if isinstance(self.keep, dict) else key_moments(self.model, self.keep, [w])
-        if w.path not in keep: raise BadInput(f'keep= says nothing of {w.path}: key_moments(model, texts, writers_for(…))')
-        return keep[w.path]
+        if w.path in keep: return keep[w.path]
+        raise BadInput(f'keep= says nothing of {w.path}: key_moments(model, texts, writers_for(…))')
     def encoder(self):
         sae = self.units.source
         if sae is None: raise BadInput(f'there is no SAE of {self.units.point}: oblique takes what an encoder reads')
@@ -190,5 +190,6 @@ def edit(
     features = _checked_features(method, units, features)
     record = dict(method=method, kind=units.kind, point=units.point, features=features, tau=tau)
     if method=='gate': return Edit(model, gates=[Gate(units, features)], record=record)
-    how,job = _how(method, site_of(model.net, units.point), units.point),_Job(model, units, features, facts, tau, keep, tuple(uses), S)
+    how = _how(method, site_of(model.net, units.point), units.point)
+    job = _Job(model, units, features, facts, tau, keep, tuple(uses), S)
     return Edit(model, [_patch(model, how, job, w) for w in writers_for(model, units.point, writers)], record=record)
