@@ -176,7 +176,7 @@ def up_to_energy(
 # %% ../../nbs/knowledge/40_ablate.ipynb #376e8aa6
 def _energies(energy, facts):
     "As a table, (facts, b)."
-    e = torch.as_tensor(np.asarray(energy, float))
+    e = torch.as_tensor(np.array(energy, float))
     if e.ndim not in (1,2) or len(e)!=len(facts):
         raise BadInput(f'energy is a row for each of {len(facts)} facts, not {tuple(e.shape)}')
     return e.reshape(len(facts), -1)
