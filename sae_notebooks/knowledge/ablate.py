@@ -16,7 +16,7 @@ from ..core.files import BadInput
 from .branch import Branches, branch_groups, target_scores
 from .facts import Facts
 from .locate import Located, Units
-from .writers import blocks_of, writer
+from .writers import site_of, writer
 from ..metrics.base import resampled_counts
 from ..metrics.paired import paired_difference, verdict
 
@@ -41,7 +41,7 @@ def in_residual(
     v:Tensor,     # changes, (n, b, T, d_in)
 )->Tensor:        # (n, b, T, d_resid)
     "What changes at a point are in the residual stream."
-    if not point.split('.')[-2:][0]=='mlp_hidden': return v
+    if site_of(model.net, point)!='mlp_hidden': return v
     w = writer(model.net, point)
     W = w.weight.detach().to(v)
     if w.scale is None: return v@W.T
@@ -176,7 +176,7 @@ def up_to_energy(
 # %% ../../nbs/knowledge/40_ablate.ipynb #376e8aa6
 def _energies(energy, facts):
     "As a table, (facts, b)."
-    e = torch.as_tensor(np.asarray(energy, float))
+    e = torch.as_tensor(np.array(energy, float))
     if e.ndim not in (1,2) or len(e)!=len(facts):
         raise BadInput(f'energy is a row for each of {len(facts)} facts, not {tuple(e.shape)}')
     return e.reshape(len(facts), -1)

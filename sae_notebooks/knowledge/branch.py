@@ -152,7 +152,7 @@ def branch_groups(
         f'{prompts[int(length.argmax())]!r} has {int(length.max())} tokens with its target, {model.name} '
         f'reads {model.context}')
     for _,rows in pd.Series(range(len(begin))).groupby([begin.numpy(),length.numpy()]):
-        for part in np.array_split(rows.to_numpy(), -(-len(rows)//most)):
+        for part in np.array_split(np.array(rows), -(-len(rows)//most)):
             tokens = batch.tokens[part,:length[part[0]]]
             yield part,Branches(model, tokens, int(begin[part[0]]), point, also)
 

@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 
 from ..core.data import data_folder
-from ..core.files import BadFile, BadInput, NotFound, parse_json, plain_file
-from ..core.readers import read_table
+from ..core.files import BadFile, BadInput, NotFound, parse_json, plain_file, read_json
+from ..core.readers import checked, read_table
 from ..core.seeds import seeded
 from ..steering.effects import target_batch
 
@@ -154,7 +154,8 @@ def _read(path, needed):
     t = pd.concat([_renamed(one(f), f) for f in files], ignore_index=True)
     return _checked(t, path, needed)
 
-_folders = ('facts.jsonl','templates.jsonl'),('trex_lms_vocab','pattern_data/graphs_json')
+_folders = (('facts.jsonl','templates.jsonl'),('facts.jsonl','relations.json'),
+            ('trex_lms_vocab','pattern_data/graphs_json'))
 
 # %% ../../nbs/knowledge/10_facts.ipynb #12501e5d
 def _pair(src, templates):
@@ -166,7 +167,14 @@ def _pair(src, templates):
     raise BadInput(f'{src} brings no templates: give templates=, a file or {{relation: [sentences]}}')
 
 # %% ../../nbs/knowledge/10_facts.ipynb #70f0a266
+@dataclass
+class _Relation:
+    relation:str
+    templates:list[str]
+
 def _templates(given):
+    if not isinstance(given, dict) and Path(given).suffix=='.json':
+        given = {r['relation']:r['templates'] for r in checked(read_json(given), list[_Relation], given)}
     if not isinstance(given, dict): return _read(given, ['relation','template'])
     return pd.DataFrame([(r,t) for r,ts in given.items() for t in ts], columns=['relation','template'])
 

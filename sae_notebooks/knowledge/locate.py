@@ -18,6 +18,7 @@ from ..core.files import BadInput, progress_bar
 from ..core.seeds import seeded
 from .branch import Branches, branch_groups, read_write_points, target_scores
 from .facts import Facts
+from ..metrics.baselines import fit_ica
 from ..models.backbone import CONTENT, text_roles
 from ..models.hooks import capture
 from ..training.origin import trained_at
@@ -97,16 +98,10 @@ def rows_at(
 # %% ../../nbs/knowledge/30_locate.ipynb #d06cb61c
 def _independent(rows, n, seed):
     "Unmixing and mixing of scikit-learn's FastICA, (n, d) each."
-    import warnings
-    from sklearn.decomposition import FastICA
     if n>min(rows.shape[1], len(rows)//10):
         raise BadInput(f'{n} independent components need at least {10*n} rows '
                        f'and {n} dimensions, not {tuple(rows.shape)}')
-    fit = FastICA(n, random_state=seed, whiten='unit-variance', max_iter=200, tol=1e-3)
-    with warnings.catch_warnings(), np.errstate(all='ignore'):
-        warnings.simplefilter('ignore')
-        try: fit.fit(rows.float().cpu().numpy())
-        except ValueError as e: raise BadInput(f'{n} independent components of {len(rows)} rows diverge: {e}') from e
+    fit = fit_ica(rows.float().cpu().numpy(), n, seed)
     return torch.from_numpy(fit.components_).float(),torch.from_numpy(fit.mixing_.T).float()
 
 # %% ../../nbs/knowledge/30_locate.ipynb #acd7e3fc
