@@ -15,12 +15,6 @@ from ..geometry.loss_metric import LossMetric, fold_metric
 from ..saes.base import SAE, fold_norms
 from .loop import train
 
-# %% ../../nbs/training/40_whitened.ipynb #21fae784
-def _mapped(x, metric):
-    "Rows in the coordinates of a map; a share, or None, as it is."
-    if isinstance(x, ActStore): x = x[:]
-    return metric(x.double()).float() if isinstance(x, Tensor) else x
-
 # %% ../../nbs/training/40_whitened.ipynb #91347af8
 def train_whitened(
     store,                     # an ActStore, or a tensor (n, d_in); its rows are held in memory
@@ -36,3 +30,7 @@ def train_whitened(
     done = fold_metric(train(rows, sae, out, sae_options, held_out=held, **more), metric)
     done.metadata = {**done.metadata, 'whitened':repr(metric), 'store':getattr(store,'meta',None)}
     return fold_norms(done) if done.norms_fold and ('k' not in done.cfg or hasattr(done,'threshold')) else done
+
+def _mapped(x, metric): # rows in the coordinates of a map; a share, or None, as it is
+    if isinstance(x, ActStore): x = x[:]
+    return metric(x.double()).float() if isinstance(x, Tensor) else x
