@@ -9,6 +9,10 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: takes more than half a minute')
     config.addinivalue_line('markers', 'browser: needs Chromium')
 
+def pytest_runtest_logreport(report):
+    "Said at once: a run that is stopped has no list of its slowest"
+    if report.duration>60: print(f'\n{report.duration:.0f} s {report.when} {report.nodeid}', file=sys.__stderr__, flush=True)
+
 def find_chromium():
     "`$CHROMIUM`, or a Chromium or Chrome on PATH"
     named = os.environ.get('CHROMIUM')
