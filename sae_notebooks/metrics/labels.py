@@ -32,7 +32,9 @@ def label_matrix(
     if uncertain not in policy: raise BadInput(f'uncertain labels can be ignore, zero or one, not {uncertain!r}')
     if not isinstance(labels, pd.DataFrame):
         labels = _one_hot(labels) if np.asarray(labels).ndim==1 else pd.DataFrame(np.asarray(labels))
-    names,y = list(map(str,labels.columns)),np.array(labels, float)
+    names = list(map(str,labels.columns))
+    try: y = np.array(labels, float)
+    except (TypeError,ValueError) as e: raise BadInput(f'labels are numbers, or one name a row: {e}') from e
     for row,c in np.argwhere(~(np.isin(y,(0,1,-1))|np.isnan(y))):
         raise BadInput(f'labels must be 1, 0, -1 or NaN; row {row} has {y[row,c]} for {names[c]!r}')
     y[y==-1] = policy[uncertain]
