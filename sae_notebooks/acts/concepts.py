@@ -7,7 +7,7 @@ __all__ = ['Concepts', 'labelled_texts', 'labelled_spans', 'labelled_words', 'co
            'parts_table', 'balanced', 'mix', 'token_labels', 'masked', 'show_concepts', 'read_concepts',
            'load_concepts']
 
-# %% ../../nbs/acts/52_concepts.ipynb #234c29f3
+# %% ../../nbs/acts/52_concepts.ipynb #bcb3c7b5
 import hashlib
 import json
 import re
@@ -23,14 +23,14 @@ from ..core.data import data_folder
 from ..core.files import BadFile, BadInput, NotFound, parse_json
 from ..core.readers import read_table
 
-# %% ../../nbs/acts/52_concepts.ipynb #be917a42
+# %% ../../nbs/acts/52_concepts.ipynb #fddeef62
 @dataclass
 class Concepts:
     "Texts, and which concepts each of them, or each stretch of it, shows."
     items:pd.DataFrame    # text and group, which is never split; more columns as they were given
     names:list            # of the concepts
     labels:np.ndarray     # of whole texts: 1 shows it, 0 does not, -1 unknown, int8 (n, C)
-    spans:list|None=None  # of each text: (first character, the one after the last, number of the concept); None: whole texts
+    spans:list|None=None  # of each text: (first character, the one after the last, concept); None: whole texts
     hidden:bool=False     # texts are not for printing
 
     @property
@@ -38,7 +38,8 @@ class Concepts:
     @property
     def texts(self)->list: return self.items.text.tolist()
     def __len__(self): return len(self.items)
-    def __repr__(self): return f'{len(self)} texts in {self.items.group.nunique()} groups, {len(self.names)} concepts by {self.level}'
+    def __repr__(self):
+        return f'{len(self)} texts in {self.items.group.nunique()} groups, {len(self.names)} concepts by {self.level}'
     def number(self, name:str)->int: # of a concept
         if name in self.names: return self.names.index(name)
         raise BadInput(f'there is no concept {name!r}; there are: {", ".join(map(str,self.names[:20]))}')
@@ -47,7 +48,7 @@ class Concepts:
         spans = None if self.spans is None else [self.spans[i] for i in at]
         return replace(self, items=self.items.iloc[at].reset_index(drop=True), labels=self.labels[at], spans=spans)
 
-# %% ../../nbs/acts/52_concepts.ipynb #6a785750
+# %% ../../nbs/acts/52_concepts.ipynb #943a8e1e
 _truth = {'1':1,'0':0,'1.0':1,'0.0':0,'-1':-1,'true':1,'false':0,'yes':1,'no':0}
 
 def _as_texts(texts):
@@ -58,17 +59,17 @@ def _as_texts(texts):
     if odd: raise BadInput(f'text {odd[0]} is empty or no text but {texts[odd[0]]!r}: leave it out')
     return texts
 
-# %% ../../nbs/acts/52_concepts.ipynb #caf0e34a
+# %% ../../nbs/acts/52_concepts.ipynb #9d44d6e3
 def _missing(v): return v is None or (isinstance(v,float) and v!=v) or (isinstance(v,str) and not v.strip())
 
 def _numbers(values, what):
     "Labels that mean yes, no or unknown, int8 (n,)."
     def one(v): return -1 if _missing(v) else _truth.get(str(v).strip().lower())
     out = [one(v) for v in values]
-    if None in out: raise BadInput(f'{what} holds {values[out.index(None)]!r}: give 1, 0, or nothing where it is not known')
+    if None in out: raise BadInput(f'{what} holds {values[out.index(None)]!r}: give 1, 0, or nothing if unknown')
     return np.array(out, dtype=np.int8)
 
-# %% ../../nbs/acts/52_concepts.ipynb #ed0d987d
+# %% ../../nbs/acts/52_concepts.ipynb #282069a2
 def _is_number(v):
     if _missing(v): return False
     try: return float(v) is not None
@@ -87,7 +88,7 @@ def _named(values):
     out[rows,[at[known[i]] for i in rows]] = 1
     return out,names
 
-# %% ../../nbs/acts/52_concepts.ipynb #dcb89840
+# %% ../../nbs/acts/52_concepts.ipynb #77d7653c
 def _label_table(labels, name):
     "int8 (n, C) and names, of whatever was given."
     if isinstance(labels, (dict,pd.DataFrame)):
@@ -102,7 +103,7 @@ def _label_table(labels, name):
         return _numbers(values, 'the labels')[:,None],[name or 'concept']
     return _named(values)
 
-# %% ../../nbs/acts/52_concepts.ipynb #9f7299e2
+# %% ../../nbs/acts/52_concepts.ipynb #5c0dac84
 def _hash(text): return hashlib.sha256(text.encode('utf-8','surrogatepass')).hexdigest()[:8]
 
 def _made(texts, labels, names, spans, group, columns, hidden):
@@ -115,7 +116,7 @@ def _made(texts, labels, names, spans, group, columns, hidden):
     if len(set(names))<len(names): raise BadInput(f'two concepts have the same name: {list(names)[:20]}')
     return Concepts(pd.DataFrame(dict(text=texts, group=group, **columns)), list(names), labels, spans, hidden)
 
-# %% ../../nbs/acts/52_concepts.ipynb #ccc489df
+# %% ../../nbs/acts/52_concepts.ipynb #b583455a
 def labelled_texts(
     texts:list,        # strings
     labels,            # of each text 1, 0 or nothing; or names; or a table or dictionary with a column for each concept
@@ -129,7 +130,7 @@ def labelled_texts(
     table,names = _label_table(labels, name)
     return _made(texts, table, names, None, group, columns, hidden)
 
-# %% ../../nbs/acts/52_concepts.ipynb #1d803c32
+# %% ../../nbs/acts/52_concepts.ipynb #304d0c78
 def labelled_spans(
     texts:list,        # strings
     spans:list,        # for each text a list of (first character, the one after the last, name of the concept)
@@ -138,9 +139,9 @@ def labelled_spans(
     columns:dict|None=None, # as for `labelled_texts`
     hidden:bool=False, # not for printing
 )->Concepts:
-    "Texts with labelled stretches. Raises `BadInput` for a span beyond its text, without a letter, or of an unknown name."
+    "Texts with labelled stretches. Raises `BadInput` for a span beyond its text, blank, or of an unknown name."
     texts,spans = _as_texts(texts),list(spans)
-    if len(spans)!=len(texts): raise BadInput(f'{len(texts)} texts and {len(spans)} lists of spans: there must be as many')
+    if len(spans)!=len(texts): raise BadInput(f'{len(texts)} texts and {len(spans)} lists of spans: they must match')
     names = sorted({str(s[2]) for own in spans for s in own}) if names is None else list(names)
     at = {n:i for i,n in enumerate(names)}
     own = [[_span(s, t, i, at) for s in some] for i,(t,some) in enumerate(zip(texts,spans))]
@@ -148,7 +149,7 @@ def labelled_spans(
     for i,some in enumerate(own): labels[i,[c for _,_,c in some]] = 1
     return _made(texts, labels, names, own, group, columns, hidden)
 
-# %% ../../nbs/acts/52_concepts.ipynb #74fc9102
+# %% ../../nbs/acts/52_concepts.ipynb #a984cae8
 def _span(s, text, i, at):
     try: a,b,name = int(s[0]),int(s[1]),str(s[2])
     except (TypeError, ValueError, IndexError, KeyError):
@@ -159,7 +160,7 @@ def _span(s, text, i, at):
     if not text[a:b].strip(): raise BadInput(f'characters {a} to {b} of text {i} ({name}) are blank')
     return a,b,at[name]
 
-# %% ../../nbs/acts/52_concepts.ipynb #96361adc
+# %% ../../nbs/acts/52_concepts.ipynb #c4f146be
 def labelled_words(
     words:list,        # for each text its words
     tags:list,         # for each text a name for each word; empty or O: none
@@ -175,7 +176,7 @@ def labelled_words(
         texts.append(' '.join(w))
     return labelled_spans(texts, spans, **options)
 
-# %% ../../nbs/acts/52_concepts.ipynb #e6a784e9
+# %% ../../nbs/acts/52_concepts.ipynb #310330d8
 def concept_table(
     data:Concepts,  # any
     least:int=1,    # texts with, and without, that are needed
@@ -188,7 +189,7 @@ def concept_table(
     table = pd.DataFrame(dict(count, groups=groups), index=pd.Index(data.names, name='concept'))
     return table.assign(reason=[why(*v) for v in zip(table.yes,table.no)])
 
-# %% ../../nbs/acts/52_concepts.ipynb #5e49fa08
+# %% ../../nbs/acts/52_concepts.ipynb #ad527cac
 def tied(
     data:Concepts, # any
     by:tuple=('group',), # columns whose entries tie texts together
@@ -205,7 +206,7 @@ def tied(
         g = new
     return data.items.group.astype(str).groupby(g).transform('min').to_numpy()
 
-# %% ../../nbs/acts/52_concepts.ipynb #b782a0de
+# %% ../../nbs/acts/52_concepts.ipynb #7da85dca
 def split_concepts(
     data:Concepts,        # any
     shares:dict,          # part -> its share of the groups, adding up to 1
@@ -223,7 +224,7 @@ def split_concepts(
 
 def _unit(group, seed): return int(_hash(f'{seed} {group}'),16)/2**32 # in [0,1)
 
-# %% ../../nbs/acts/52_concepts.ipynb #0ddd814d
+# %% ../../nbs/acts/52_concepts.ipynb #68762a78
 def parts_table(
     parts:dict,   # from `split_concepts`
     least:int=1,  # texts with, and without, that are needed in each
@@ -234,7 +235,7 @@ def parts_table(
     def why(c): return '; '.join(f'{k}: {t.reason[c]}' for k,t in tables.items() if t.reason[c])
     return out.assign(reason=[why(c) for c in out.index])
 
-# %% ../../nbs/acts/52_concepts.ipynb #0acfad0a
+# %% ../../nbs/acts/52_concepts.ipynb #faee5099
 def balanced(
     data:Concepts,  # any
     name:str,       # of the concept
@@ -249,7 +250,7 @@ def balanced(
     n = min(n, *map(len,sides))
     return data.where(np.sort(np.concatenate([s[:n] for s in sides])))
 
-# %% ../../nbs/acts/52_concepts.ipynb #ec708542
+# %% ../../nbs/acts/52_concepts.ipynb #900e7461
 def mix(
     *sets:Concepts, # of whole texts, with different concepts
     other:int=-1,   # label for a concept of another set: -1 unknown, 0 no
@@ -266,13 +267,13 @@ def mix(
     return _made(items.text.tolist(), labels, names, None, items.group, items.drop(columns=['text','group']),
                  any(s.hidden for s in sets))
 
-# %% ../../nbs/acts/52_concepts.ipynb #8078b10a
+# %% ../../nbs/acts/52_concepts.ipynb #e39d2474
 def token_labels(
     data:Concepts, # the texts that a store was made of, in order
     store,         # an ActStore of their tokens
 )->Tensor:         # 1, 0, -1 unknown, int8 (rows, C)
     "A label for each row of a store. Raises `BadInput` for other texts, or a span of which no token was kept."
-    if store.items.text.tolist()!=data.texts: raise BadInput('the store is of other texts than these, or in another order')
+    if store.items.text.tolist()!=data.texts: raise BadInput('the store is of other texts, or in another order')
     item = store.item
     if data.spans is None: return torch.from_numpy(data.labels[item])
     if store.span is None: raise BadInput('the store does not say where its tokens lie: extract with a fast tokenizer')
@@ -283,11 +284,11 @@ def token_labels(
         own = slice(first[i],last[i])
         for a,b,c in some:
             hit = (lo[own]<b)&(hi[own]>a)
-            if not hit.any(): raise BadInput(f'characters {a} to {b} of text {i} are in no row: the text was cut before them')
+            if not hit.any(): raise BadInput(f'characters {a} to {b} of text {i} are in no row: it was cut before them')
             out[own,c][hit] = 1
     return torch.from_numpy(out)
 
-# %% ../../nbs/acts/52_concepts.ipynb #5d74b519
+# %% ../../nbs/acts/52_concepts.ipynb #7b5125d8
 def masked(text:str)->str:
     "Letters and digits covered; spaces and signs stay."
     return re.sub(r'[^\W_]', '·', text)
@@ -306,7 +307,7 @@ def show_concepts(
     shows = [', '.join(str(data.names[c]) for c in np.flatnonzero(data.labels[i]==1)) for i in at]
     return pd.DataFrame(dict(text=texts, shows=shows), index=at)
 
-# %% ../../nbs/acts/52_concepts.ipynb #1a9f3008
+# %% ../../nbs/acts/52_concepts.ipynb #fed08b9f
 def read_concepts(
     path:str|Path,     # a .csv file, or .jsonl with spans
     text:str='text',   # the column of texts
@@ -327,7 +328,7 @@ def read_concepts(
     try: return labelled_texts(table[text], labels, '' if several else label, own, hidden=hidden)
     except BadInput as e: raise BadFile(path, str(e)) from e
 
-# %% ../../nbs/acts/52_concepts.ipynb #31434c96
+# %% ../../nbs/acts/52_concepts.ipynb #b0144c61
 def _read_spans(path, text, group, hidden):
     "A line of JSON for each text: text, spans [[first, after the last, name], …]."
     try: lines = [(n,l) for n,l in enumerate(path.read_text(encoding='utf-8').split('\n'), 1) if l.strip()]
@@ -340,7 +341,7 @@ def _read_spans(path, text, group, hidden):
                                [r[group] for r in rows] if group else None, hidden=hidden)
     except BadInput as e: raise BadFile(path, str(e)) from e
 
-# %% ../../nbs/acts/52_concepts.ipynb #0ec46082
+# %% ../../nbs/acts/52_concepts.ipynb #408737e3
 def _lines(path):
     "Objects of a file of JSON lines."
     if not path.is_file(): raise NotFound(f'no file {path}: is this a collection of texts?')
@@ -353,19 +354,21 @@ def _shipped(*genres):
 def _short(t, least=3): # without what is too short to show anything
     return t[t.text.str.split().str.len()>=least].drop_duplicates(['text','y'])
 
-# %% ../../nbs/acts/52_concepts.ipynb #21d0a78f
+# %% ../../nbs/acts/52_concepts.ipynb #5eb16fed
 def _toxicity(raw):
     if raw is None: t = _shipped('tweets').assign(y=lambda t: (t.label=='offensive').astype(int))
     else:
         rows = _lines(raw/'data'/'toxic_tweets'/'data.jsonl')
-        each = [dict(text=r['text'].strip()[:1200], group=f'tweets {r["id"]}', y=int(r['label']!='neither')) for r in rows]
-        t = pd.DataFrame(each)
+        def one(r): return dict(text=r['text'].strip(), group=f'tweets {r["id"]}', y=int(r['label']!='neither'))
+        t = pd.DataFrame([one(r) for r in rows])
     t = _short(t)
     return labelled_texts(t.text, t.y.tolist(), 'toxic', t.group, hidden=True)
 
-# %% ../../nbs/acts/52_concepts.ipynb #cf30f2a0
+# %% ../../nbs/acts/52_concepts.ipynb #4fe80e18
 def _style(raw):
-    if raw is None: t = _shipped('Shakespeare','encyclopaedia').assign(y=lambda t: (t.genre=='Shakespeare').astype(int))
+    if raw is None:
+        t = _shipped('Shakespeare','encyclopaedia')
+        t = t.assign(y=(t.genre=='Shakespeare').astype(int))
     else:
         rows = _lines(raw/'data'/'shakespeare_modern'/'data.jsonl')
         both = [(f'Shakespeare {r["id"]}',r[k].strip(),y) for r in rows for k,y in (('original',1),('modern',0))]
@@ -375,7 +378,7 @@ def _style(raw):
     t = _short(t)
     return labelled_texts(t.text, t.y.tolist(), 'Shakespeare', t.group)
 
-# %% ../../nbs/acts/52_concepts.ipynb #91e7a118
+# %% ../../nbs/acts/52_concepts.ipynb #71c426b2
 def _personal(raw):
     rows = _lines(data_folder()/'pii'/'spans.jsonl')
     def wording(r):
@@ -386,17 +389,17 @@ def _personal(raw):
     return labelled_spans([r['text'] for r in rows], [r['spans'] for r in rows], names, group,
                           dict(wording=[wording(r) for r in rows]))
 
-# %% ../../nbs/acts/52_concepts.ipynb #0a046265
+# %% ../../nbs/acts/52_concepts.ipynb #5746089f
 def _hatecheck(raw):
     if raw is None: raise NotFound('hatecheck does not ship: give the folder of a collection of texts')
     rows = _lines(raw/'data'/'hatecheck'/'data.jsonl')
-    kind = [r['functionality'] for r in rows]
-    return labelled_texts([r['text'] for r in rows], [int(r['label']=='hateful') for r in rows], 'hateful', kind, hidden=True)
+    kind,y = ([r['functionality'] for r in rows],[int(r['label']=='hateful') for r in rows])
+    return labelled_texts([r['text'] for r in rows], y, 'hateful', kind, hidden=True)
 
-# %% ../../nbs/acts/52_concepts.ipynb #228c79dd
+# %% ../../nbs/acts/52_concepts.ipynb #84e08cbd
 _sets = dict(toxicity=_toxicity, style=_style, personal=_personal, hatecheck=_hatecheck)
 
-# %% ../../nbs/acts/52_concepts.ipynb #201426a0
+# %% ../../nbs/acts/52_concepts.ipynb #3d5b78da
 def load_concepts(
     name:str,               # toxicity, style, personal, mixed or hatecheck
     folder:str|Path|None=None, # of a collection of texts; None: what ships
