@@ -36,10 +36,11 @@ def by_coherence(
 def _inverses(U, idx): # inverse Gram matrix of each support, and whether its atoms are independent
     G,_ = gram_of(U, idx)
     L,failed = torch.linalg.cholesky_ex(G)
-    ok = (failed==0)&(L.diagonal(dim1=1,dim2=2).amin(1)>1e-6)
-    L = torch.where(ok[:,None,None], L, torch.eye(G.shape[1]).to(L))
+    pivots = (failed==0)&(L.diagonal(dim1=1,dim2=2).amin(1)>1e-6)
+    inv = torch.cholesky_inverse(torch.where(pivots[:,None,None], L, torch.eye(G.shape[1]).to(L)))
+    apart = inv.diagonal(dim1=1,dim2=2).amax(1)<1e12 # each atom is 1e-6 or more away from what the others span
     own = (G.abs().sum(2)-1).amax(1) # within the support
-    return torch.cholesky_inverse(L),ok,own
+    return inv,pivots&apart,own
 
 # %% ../../nbs/geometry/40_certificates.ipynb #d1b5fd03
 def _outside(strip, cols, idx, inv, sign): # C2′ without its first part, C3, C4, C4⁺: largest over a strip's columns

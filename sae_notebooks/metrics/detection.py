@@ -486,8 +486,8 @@ def reliability(
     y,             # 1, 0, NaN, (n,)
     bins:int=10,   # of equal width
     groups=None,   # resampled whole, (n,)
-    draws:int=500,
-    seed:int=0,
+    draws:int=500, # of them, for the band
+    seed:int=0,    # of the draws
 )->Reliability:
     "Reliability curve and expected calibration error. Raises `BadInput` for what is no probability."
     p,y = np.asarray(p, float),np.asarray(y, float)

@@ -21,6 +21,7 @@ from ..core.codes import pick_features
 from ..core.files import BadInput, progress_bar
 from ..models.backbone import Batch
 from ..models.hooks import capture
+from ..models.language import token_strings
 from ..models.positions import row_mask, take_rows
 from .directions import random_directions
 from .intervene import Intervention, intervene
@@ -49,7 +50,7 @@ class NextToken:
     def __init__(self,
         model, # a LanguageModel
     ):
-        self.model,self.tokens = model,model.tokenizer.convert_ids_to_tokens(range(len(model.tokenizer)))
+        self.model,self.tokens = model,token_strings(model.tokenizer, range(len(model.tokenizer)))
     def word(self, i:int)->str: return self.tokens[i] if i<len(self.tokens) else f'token {i}'
     def at(self, word:str)->int: # the number of the first token of a word
         ids = self.model.tokenizer(word, add_special_tokens=False)['input_ids']
@@ -445,6 +446,9 @@ def steerable_share(
     mid,half = (p+z*z/2/n)/(1+z*z/n),z/(1+z*z/n)*np.sqrt(p*(1-p)/n+z*z/4/n/n)
     return dict(share=p, lo=float(max(0.,mid-half)), hi=float(min(1.,mid+half)), n=n)
 
+# %% ../../nbs/steering/40_effects.ipynb #24c9f3c1
+def _in_a_line(words): return ' '.join(w.strip() or '␣' for w in words) # without the blanks before them
+
 # %% ../../nbs/steering/40_effects.ipynb #7632029d
 def effect_columns(
     effects:pd.DataFrame, # from `effect_table`, index: feature
@@ -455,7 +459,7 @@ def effect_columns(
     odd = [i for i in index if not (isinstance(i,(int,np.integer)) and 0<=i<d_sae)]
     if odd: raise BadInput(f'effects are given for feature {odd[0]}, this SAE has 0 to {d_sae-1}')
     if index.duplicated().any(): raise BadInput(f'effects are given twice for feature {index[index.duplicated()][0]}')
-    said = {c:effects[c].map(' '.join) for c in ('up','down') if c in effects}
+    said = {c:effects[c].map(_in_a_line) for c in ('up','down') if c in effects}
     table = effects.assign(**said).add_prefix('effect_').reindex(range(d_sae)).rename_axis('feature')
     words = [c for c in table if not pd.api.types.is_numeric_dtype(table[c])]
     yes = {c:table[c].map({True:1.,False:0.}) for c in words if set(table[c].dropna())<={True,False}}

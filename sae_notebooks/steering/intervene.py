@@ -75,6 +75,10 @@ class Intervention:
     @property
     def label(self)->str: return self.name or f'{self.op} {list(self.features) or "direction"} at {self.point}'
 
+    def __repr__(self): # what is not as by default; of directions how many
+        said = self.to_dict()
+        rows = {k:f'<{len(v)} of {len(v[0])} numbers>' for k,v in said.items() if k=='directions'}
+        return f'Intervention({", ".join(f"{k}={rows.get(k,repr(v))}" for k,v in said.items())})'
     def to_dict(self)->dict: return {k:v for k,v in asdict(self).items() if v!=_defaults.get(k,self)}
     @staticmethod
     def from_dict(d:dict)->'Intervention': # what `to_dict` gave, or JSON made of it

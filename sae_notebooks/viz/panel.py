@@ -27,11 +27,13 @@ from ..core.files import BadInput, data_uri
 from ..metrics.report import FeatureReport
 from ..models.backbone import Backbone
 from ..models.hooks import capture
+from ..models.language import token_strings
 from ..models.positions import as_sequence
 from ..models.sites import resolve
 from ..saes.base import Autoencoder
 from ..steering.directions import features_like
 from ..steering.intervene import Intervention, intervene
+from ..steering.llava import white_image
 from ..steering.logits import kl_of
 from ..steering.steer import check_items
 from ..training.origin import trained_at
@@ -257,10 +259,6 @@ def bare_report(
     return FeatureReport(pd.DataFrame(index=pd.RangeIndex(d_sae, name='feature')), {}, none.astype(int), none)
 
 # %% ../../nbs/viz/60_panel.ipynb #4d9c3949
-def _white(): # what a model sees where there is nothing to be seen
-    from PIL import Image
-    return Image.new('RGB', (224,224), 'white')
-
 def _point_of(model, sae, point):
     "The hook point of an SAE."
     point = str(point or trained_at(sae).get('point') or sae.metadata.get('point') or '')
@@ -315,7 +313,7 @@ class _Seen(_Fitting):
         if not self.sees: return prompt
         n = len(self.photographs or ())
         if not -1<=photo<n: raise BadInput(f'there is no photograph {photo}: 0 to {n-1}, or -1 for a white one')
-        return _white() if photo<0 else rgb_image(self.photographs[photo]),prompt
+        return white_image() if photo<0 else rgb_image(self.photographs[photo]),prompt
 
 # %% ../../nbs/viz/60_panel.ipynb #adcaea35
 class _Given(_Seen):
@@ -493,9 +491,8 @@ def gains_html(
     "The next tokens that gain most, and those that lose most."
     order,gains = np.argsort(-gains, kind='stable'),np.asarray(gains)
     ids = [*order[:n],*order[::-1][:n]]
-    table = pd.DataFrame(dict(side=['promoted']*n+['suppressed']*n, token=[tokenizer.decode([int(i)]) for i in ids],
-                              logit=gains[ids]))
-    return promoted_html(table)
+    table = dict(side=['promoted']*n+['suppressed']*n, token=token_strings(tokenizer, ids), logit=gains[ids])
+    return promoted_html(pd.DataFrame(table))
 
 # %% ../../nbs/viz/60_panel.ipynb #bd66ed47
 def as_code(
