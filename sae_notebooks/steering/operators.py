@@ -98,7 +98,7 @@ def add_relative_change(
     return v*x.norm(dim=1, keepdim=True)*units.sum(0)
 
 # %% ../../nbs/steering/10_operators.ipynb #20155543
-gates = ('one','f','1-f','balanced')
+gates = ('one','f','1-f','f>0','balanced')
 
 def gate_of(
     f:Tensor,  # features, (n, m)
@@ -107,6 +107,7 @@ def gate_of(
 )->Tensor:     # (n, m)
     "How strongly each feature is pushed."
     if gate=='one': return torch.ones_like(f)
+    if gate=='f>0': return (f>0).to(f)
     if gate=='balanced': return torch.where(torch.as_tensor(alpha)>0, 1-f, f)
     return f if gate=='f' else 1-f
 
