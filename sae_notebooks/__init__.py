@@ -34,6 +34,7 @@ _modules = {
     'training.log': 'LivePlot',
     'training.loop': 'evaluate train TrainConfig',
     'training.stack': 'train_many',
+    'training.whitened': 'train_whitened',
     'steering.directions': 'Direction',
     'steering.intervene': 'intervene Intervention',
     'steering.steer': 'steer',

@@ -53,18 +53,26 @@ def _rarity(x): # one over how often the dimension is large, (d_in,)
 # %% ../../nbs/geometry/60_loss_metric.ipynb #b8eb0056
 proxies = dict(variance=lambda x: x.var(0), kurtosis=_kurtosis, rarity=_rarity) # Cui et al., section 5; ours; ours
 
+# %% ../../nbs/geometry/60_loss_metric.ipynb #544889b6
+def _scores(x, proxy): # of each dimension, and what they are called
+    if isinstance(proxy, Tensor):
+        if proxy.shape!=x.shape[1:] or not (proxy>=0).all():
+            raise BadInput(f'give a score for each of {x.shape[1]} dimensions, none negative, not {tuple(proxy.shape)}')
+        return proxy.double(),'score'
+    if proxy not in proxies: raise BadInput(f'proxy must be one of {", ".join(proxies)}, not {proxy!r}')
+    return proxies[proxy](x.double()),proxy
+
 # %% ../../nbs/geometry/60_loss_metric.ipynb #03ef03fc
 def dimension_weights(
     x:Tensor,             # activations, (n, d_in)
-    proxy:str='variance', # variance (the paper), kurtosis or rarity
+    proxy='variance',     # variance (the paper), kurtosis or rarity; or a score of each dimension, (d_in,)
     alpha:float=1.,       # power; 0 is the plain loss
     cut:float=.99,        # quantile of the proxy above which it is cut
 )->LossMetric:
     "Weights `proxy**alpha` (the reweighted SAE, section 5 of Identifiable SAEs)."
-    if proxy not in proxies: raise BadInput(f'proxy must be one of {", ".join(proxies)}, not {proxy!r}')
     if len(x)<2 or not x.isfinite().all(): raise BadInput('give at least two rows of finite numbers')
-    s = proxies[proxy](x.double())
-    return LossMetric(s.clamp_max(s.quantile(cut)).clamp_min(1e-12)**alpha, f'{proxy}**{alpha:g}')
+    s,name = _scores(x, proxy)
+    return LossMetric(s.clamp_max(s.quantile(cut)).clamp_min(1e-12)**alpha, f'{name}**{alpha:g}')
 
 # %% ../../nbs/geometry/60_loss_metric.ipynb #89e57b8c
 def power_metric(
