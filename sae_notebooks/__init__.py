@@ -50,7 +50,7 @@ _modules = {
     'naming.score': 'score_names',
     'naming.vocabulary': 'embed_words name_by_words',
     'viz.browser': 'browse FeatureBrowser',
-    'viz.card': 'report_card',
+    'viz.card': 'report_card with_geometry',
     'viz.page': 'write_page',
     'viz.panel': 'steer_panel',
 }

@@ -34,15 +34,14 @@ def proxy_report(
     x:Tensor,         # true features of some rows, (n, n_features)
     noise:float=0.,   # standard deviation of what is added to each dimension
     seed:int=0,       # of the noise
-)->tuple:             # by dimension: oracle and each proxy; by proxy: Spearman's ρ with the oracle, dimensions that count
+)->tuple:             # by dimension: oracle, each proxy; by proxy: Spearman's ρ with the oracle, dimensions that count
     "Each proxy beside the oracle, on planted data."
-    from scipy.stats import spearmanr
     rows = x.double()@W.double()
     rows = rows+noise*torch.randn(rows.shape, generator=seeded('noise of dimensions',seed), dtype=torch.double)
     each = pd.DataFrame(dict(oracle=oracle_share(W), **{k:f(rows) for k,f in proxies.items()}))
-    def told(s): return dict(spearman=spearmanr(s, each.oracle).statistic,
-                             dimensions=LossMetric(torch.tensor(s.to_numpy())).dimensions)
-    return each.rename_axis('dimension'),pd.DataFrame({k:told(each[k]) for k in proxies}).T.rename_axis('proxy')
+    ranks = each.corr('spearman').oracle # NaN where a proxy is the same everywhere
+    told = {k:dict(spearman=ranks[k], dimensions=LossMetric(torch.tensor(each[k].to_numpy())).dimensions) for k in proxies}
+    return each.rename_axis('dimension'),pd.DataFrame(told).T.rename_axis('proxy')
 
 # %% ../../nbs/geometry/70_reweighting.ipynb #f40746e6
 def gap_weights(
@@ -69,7 +68,8 @@ def semantic_consistency(
 )->pd.DataFrame:       # by dimension: rows, consistency, null, p (NaN where rows are fewer)
     "Share of the most frequent class among the rows on which each dimension is active, beside chance."
     names,y = np.unique(np.asarray(labels), return_inverse=True)
-    if len(y)!=len(acts) or len(names)<2: raise BadInput(f'{len(y)} labels of {len(names)} classes for {len(acts)} rows')
+    if len(y)!=len(acts) or len(names)<2:
+        raise BadInput(f'{len(y)} labels of {len(names)} classes for {len(acts)} rows')
     on = (F.normalize(acts.float(),dim=1).abs()>above).float()
     Y,n = F.one_hot(torch.from_numpy(y)).float(),on.sum(0).double()
     def share(Y): return (on.T@Y).amax(1).double()/n.clamp_min(1)
