@@ -7,12 +7,15 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from sae_notebooks.core.files import BadInput
 from sae_notebooks.geometry.certificates import certify, kinds, not_nested
 from sae_notebooks.geometry.coherence import pair_histogram
-from sae_notebooks.geometry.inner_product import inner_product
-from sae_notebooks.geometry.loss_metric import dimension_weights
+from sae_notebooks.geometry.inner_product import InnerProduct, inner_product
+from sae_notebooks.geometry.loss_metric import LossMetric, dimension_weights, power_metric
+from sae_notebooks.geometry.nulls import faithfulness, null_saes
 from sae_notebooks.geometry.pursuit import basis_pursuit, omp
 from sae_notebooks.geometry.stability import geometry_report, qstar
 from sae_notebooks.saes import relu, topk
 from sae_notebooks.saes.base import make_sae
+from sae_notebooks.training.loop import train
+from sae_notebooks.training.whitened import train_whitened
 
 def dictionary(N, d, seed, spread): # atoms that vary unequally by direction
     g = torch.Generator().manual_seed(seed)
@@ -100,6 +103,29 @@ def test_weights_to_the_power_of_nothing(architecture, options):
                         (None, dimension_weights(x, alpha=0.), dimension_weights(x, alpha=1.)))
     assert all(torch.equal(plain[k], same[k]) for k in plain)
     assert not all(torch.equal(plain[k], other[k]) for k in plain)
+
+def test_whitened_by_nothing():
+    "In coordinates that are the same nothing changes, to the bit; held-out rows are mapped too; a folder is taken up only by the same map"
+    x = torch.randn(600, 12, generator=torch.Generator().manual_seed(1))*torch.logspace(0,1,12)
+    how = dict(sae_options=dict(d_sae=30, k=3), steps=25, batch_size=64, progress=False)
+    plain,same = train(x, 'topk', **how),train_whitened(x, LossMetric(torch.ones(12)), 'topk', **how)
+    assert all(torch.equal(a,b) for a,b in zip(plain.state_dict().values(), same.state_dict().values()))
+    metric,held = power_metric(x),x[:100]
+    mapped = train(metric(x.double()).float(), 'topk', held_out=metric(held.double()).float(), **how)
+    back = train_whitened(x, metric, 'topk', held_out=held, **how)
+    assert mapped.history.held_fve.iloc[-1]==back.history.held_fve.iloc[-1]
+    assert (metric(back(held))-mapped(metric(held))).abs().max()<1e-3
+
+@settings(max_examples=20, **quick)
+@given(dictionaries)
+def test_memory_is_perfect_where_it_has_been(size):
+    N,d = size[:2]
+    x = torch.randn(N, d, generator=torch.Generator().manual_seed(size[2]))*torch.logspace(0, size[3], d)
+    S = InnerProduct(torch.diag(torch.logspace(0, 2*size[3], d)), 'known')
+    sae = null_saes(x, N, 1, S, which=('memoriser',))['memoriser']
+    said = faithfulness(sae, x, S)
+    assert said['r2']>1-1e-5 and said['r2_atomic']>1-1e-4 and said['l0']==1
+    assert qstar(pair_histogram(sae, S), torch.ones(N).long(), draws=0)['q']==1
 
 @pytest.mark.slow
 def test_memory_of_many_pairs():
