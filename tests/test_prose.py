@@ -10,6 +10,9 @@ KNOWN = {
         '0.01':'a claim of the paper'},
     'papers/12_vlm_steering.ipynb': {'2504.02821':'the number of the paper', '2.4':'MB of an image in LLaVA: arithmetic', '42.4 %':'of the paper',
         '35.8 %':'of the paper', '52.5 %':'of the paper', '33.3 %':'of the paper'},
+    'papers/40_atoms.ipynb': {'2509.20784':'the number of the paper', '3.1':'the name of a model'},
+    'papers/50_identifiable.ipynb': {'2506.15963':'the number of the paper', '80.2':'a claim of the paper', '76.4':'a claim of the paper',
+        '42.2':'a claim of the paper', '40.2':'a claim of the paper'},
     'tutorials/01_first_sae.ipynb': {'95 %':'the level of every interval'},
     'benchmarks/30_metrics.ipynb': {'2.3':'GiB of 50,000 x 12,288 numbers in float32: arithmetic'},
 }

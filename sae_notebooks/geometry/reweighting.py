@@ -40,8 +40,8 @@ def proxy_report(
     rows = rows+noise*torch.randn(rows.shape, generator=seeded('noise of dimensions',seed), dtype=torch.double)
     each = pd.DataFrame(dict(oracle=oracle_share(W), **{k:f(rows) for k,f in proxies.items()}))
     ranks = each.corr('spearman').oracle # NaN where a proxy is the same everywhere
-    told = {k:dict(spearman=ranks[k], dimensions=LossMetric(torch.tensor(each[k].to_numpy())).dimensions) for k in proxies}
-    return each.rename_axis('dimension'),pd.DataFrame(told).T.rename_axis('proxy')
+    def told(k): return dict(spearman=ranks[k], dimensions=LossMetric(torch.tensor(each[k].to_numpy())).dimensions)
+    return each.rename_axis('dimension'),pd.DataFrame({k:told(k) for k in proxies}).T.rename_axis('proxy')
 
 # %% ../../nbs/geometry/70_reweighting.ipynb #f40746e6
 def gap_weights(
