@@ -133,7 +133,7 @@ def data(page, i, name): return column(page, i).get_attribute(f'data-{name}')
 def press(page, key, times=1):
     page.locator('.noUi-handle').first.focus()
     for _ in range(times): page.keyboard.press(key)
-def there(page): place = float(page.locator('.noUi-handle').first.get_attribute('aria-valuenow')); return abs(float(data(page,1,'strength'))-place)<.05+1e-6 # told to one decimal
+def there(page): place = page.evaluate("document.querySelector('.noUi-target').noUiSlider.get(true)"); return abs(float(data(page,1,'strength'))-place)<=1e-5*abs(place) # told to six digits
 def written(page): return data(page,1,'done')=='1' and page.locator('[style*="opacity: 0.35"], [style*="opacity:.35"]').count()==0
 
 def test_panel_opens(panel):
