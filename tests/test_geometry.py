@@ -15,6 +15,7 @@ from sae_notebooks.geometry.stability import geometry_report, qstar
 from sae_notebooks.saes import relu, topk
 from sae_notebooks.saes.base import make_sae
 from sae_notebooks.training.loop import train
+from sae_notebooks.training.stack import train_many
 from sae_notebooks.training.whitened import train_whitened
 
 def dictionary(N, d, seed, spread): # atoms that vary unequally by direction
@@ -103,6 +104,20 @@ def test_weights_to_the_power_of_nothing(architecture, options):
                         (None, dimension_weights(x, alpha=0.), dimension_weights(x, alpha=1.)))
     assert all(torch.equal(plain[k], same[k]) for k in plain)
     assert not all(torch.equal(plain[k], other[k]) for k in plain)
+
+@pytest.mark.parametrize('many', [False,True])
+def test_exponent_of_nothing_through_training(many):
+    "The same through `train` and `train_many`, from start to the folder that is saved"
+    x = torch.randn(400, 12, generator=torch.Generator().manual_seed(2))*torch.logspace(0,1,12)
+    how = dict(steps=20, batch_size=64, progress=False)
+    def end(metric, **more):
+        made = (train_many(x, [dict(architecture='topk', d_sae=30, k=3, seed=s) for s in (0,1)], metric=metric, **how) if many else
+                [train(x, 'topk', sae_options=dict(d_sae=30, k=3), metric=metric, **how)])
+        return [t for s in made for t in s.state_dict().values()]
+    plain,other = end(None),end(dimension_weights(x, alpha=1.))
+    for proxy in ('variance','kurtosis','rarity'):
+        assert all(torch.equal(a,b) for a,b in zip(plain, end(dimension_weights(x, proxy, alpha=0.)))), proxy
+    assert not all(torch.equal(a,b) for a,b in zip(plain, other))
 
 def test_whitened_by_nothing():
     "In coordinates that are the same nothing changes, to the bit; held-out rows are mapped too; a folder is taken up only by the same map"
