@@ -1,12 +1,13 @@
 """A dictionary seen without data: certificates follow from one another on every code, nothing depends on the coordinates of a layer, memory does not grow with pairs"""
-import resource, sys
+import resource, sys, time
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from sae_notebooks.core.files import BadInput
-from sae_notebooks.geometry.certificates import certify, kinds, not_nested
+from sae_notebooks.geometry.certificates import by_support, certify, kinds, not_nested
 from sae_notebooks.geometry.coherence import pair_histogram
+from sae_notebooks.geometry.identifiable import phase_map
 from sae_notebooks.geometry.inner_product import InnerProduct, inner_product
 from sae_notebooks.geometry.loss_metric import LossMetric, dimension_weights, power_metric
 from sae_notebooks.geometry.nulls import faithfulness, null_saes
@@ -149,3 +150,18 @@ def test_memory_of_many_pairs():
     pair_histogram(D)
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)/(2**20 if sys.platform=="darwin" else 2**10)
     assert more<300, f'{more:.0f} MB'
+
+@pytest.mark.slow
+def test_real_sizes_in_their_time():
+    "Seconds of processor, which do not depend on what else runs: 134 million pairs 5, certificates of ten thousand codes 60, a map of ninety runs 60"
+    def seconds(f):
+        start = time.process_time()
+        f()
+        return time.process_time()-start
+    g = torch.Generator().manual_seed(0)
+    D = F.normalize(torch.randn(16384, 1024, generator=g))
+    idx = torch.stack([torch.randperm(16384, generator=g)[:32] for _ in range(10_000)])
+    half = torch.stack([torch.linalg.qr(torch.randn(10,10,generator=g))[0] for _ in range(3)])
+    took = dict(pairs=(seconds(lambda: pair_histogram(D)),5), codes=(seconds(lambda: by_support(D, idx, torch.ones(idx.shape))),60),
+                map=(seconds(lambda: phase_map(torch.cat([half,-half],1))),60))
+    assert all(t<=most for t,most in took.values()), took

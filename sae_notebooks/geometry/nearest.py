@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['nearest_atoms', 'line_centres', 'search_nearest', 'check_nearest', 'search_errors']
 
-# %% ../../nbs/geometry/18_nearest.ipynb #9d6044e0
+# %% ../../nbs/geometry/18_nearest.ipynb #c6826875
 import math
 
 import pandas as pd
@@ -18,7 +18,20 @@ from ..core.seeds import seeded
 from .coherence import atom_rows
 from .inner_product import InnerProduct
 
-# %% ../../nbs/geometry/18_nearest.ipynb #5a0d63dd
+# %% ../../nbs/geometry/18_nearest.ipynb #56d26555
+def _tile(U, asked, start, tile): # |cos| of some atoms with those of a tile, and -1 with themselves
+    cos = (U[asked]@U[start:start+tile].T).abs_()
+    own = ((asked>=start)&(asked<start+tile)).nonzero().flatten()
+    cos[own,asked[own]-start] = -1
+    return cos
+
+# %% ../../nbs/geometry/18_nearest.ipynb #cd4b46cf
+def _better(best, cos, start): # the largest so far and where, with those of another tile
+    near,at = cos.max(1)
+    new = near>best[0]
+    return torch.where(new, near, best[0]),torch.where(new, at+start, best[1])
+
+# %% ../../nbs/geometry/18_nearest.ipynb #dd0caff5
 def nearest_atoms(
     atoms,                    # an SAE, or atoms as rows, (N, d_in)
     S:InnerProduct|None=None, # angles are measured in this one; None: plainly
@@ -38,19 +51,7 @@ def nearest_atoms(
         near[i:i+tile],nearest[i:i+tile] = (b.cpu() for b in best)
     return near.clamp_max(1),nearest
 
-# %% ../../nbs/geometry/18_nearest.ipynb #bfbb949d
-def _tile(U, asked, start, tile): # |cos| of some atoms with those of a tile, and -1 with themselves
-    cos = (U[asked]@U[start:start+tile].T).abs_()
-    own = ((asked>=start)&(asked<start+tile)).nonzero().flatten()
-    cos[own,asked[own]-start] = -1
-    return cos
-
-def _better(best, cos, start): # the largest so far and where, with those of another tile
-    near,at = cos.max(1)
-    new = near>best[0]
-    return torch.where(new, near, best[0]),torch.where(new, at+start, best[1])
-
-# %% ../../nbs/geometry/18_nearest.ipynb #9823a0db
+# %% ../../nbs/geometry/18_nearest.ipynb #ca42b2b4
 def line_centres(
     U:Tensor,      # unit vectors, (n, d)
     k:int,         # centres
@@ -67,31 +68,21 @@ def line_centres(
         C = torch.where(total.norm(dim=1,keepdim=True)>1e-9, F.normalize(total,dim=1), C)
     return C
 
-# %% ../../nbs/geometry/18_nearest.ipynb #a34f9adc
-def search_nearest(
-    atoms,                    # an SAE, or atoms as rows, (N, d_in)
-    S:InnerProduct|None=None, # angles are measured in this one; None: plainly
-    lists:int=0,              # to divide the atoms into; 0: the square root of their number
-    probe:int=8,              # lists to open for an atom
-    seed:int=0,               # of k-means, on 64 atoms for each list
-)->tuple:                     # the largest |cos| found, (N,); with which atom, (N,)
-    "The nearest other atom, as far as a search in some lists finds it: see `check_nearest`."
-    U = atom_rows(atoms, S)
-    k = lists or round(math.sqrt(len(U)))
-    if not 1<=k<=len(U): raise BadInput(f'{len(U)} atoms cannot be divided into {k} lists')
-    sample = torch.randperm(len(U), generator=seeded('atoms for k-means',seed))[:64*k]
-    C = line_centres(U[sample], k, seed=seed)
-    opened = torch.cat([(u@C.T).abs().topk(min(probe,k),1).indices for u in U.split(8192)]) # the first is its own list
-    near,nearest = torch.full((len(U),),-1.),torch.zeros(len(U), dtype=torch.long)
-    members,askers = _by_list(opened[:,0], k),_by_list(opened.flatten(), k)
-    for own,asked in zip(members,askers):
-        for q in (asked//opened.shape[1]).split(4096): _look(U, q, own, near, nearest)
-    return near.clamp_max(1),nearest
+# %% ../../nbs/geometry/18_nearest.ipynb #5d2051fa
+def _open(
+    U:Tensor,  # unit vectors, (N, d)
+    k:int,     # lists
+    probe:int, # of them, for each atom
+    seed:int,  # of k-means, on 64 atoms for each list
+)->Tensor:     # the lists whose centres are nearest to each atom, its own first, (N, probe)
+    C = line_centres(U[torch.randperm(len(U), generator=seeded('atoms for k-means',seed))[:64*k]], k, seed=seed)
+    return torch.cat([(u@C.T).abs().topk(min(probe,k),1).indices for u in U.split(8192)])
 
-# %% ../../nbs/geometry/18_nearest.ipynb #47ccbc06
+# %% ../../nbs/geometry/18_nearest.ipynb #59550f7a
 def _by_list(of, k): # positions of each value from 0 to k-1
     return of.argsort(stable=True).split(torch.bincount(of, minlength=k).tolist())
 
+# %% ../../nbs/geometry/18_nearest.ipynb #214580d5
 def _look(U, q, own, near, nearest): # atoms q, among those of one list
     if not len(own): return
     cos = (U[q]@U[own].T).abs_()
@@ -100,7 +91,25 @@ def _look(U, q, own, near, nearest): # atoms q, among those of one list
     new = best>near[q]
     near[q[new]],nearest[q[new]] = best[new],own[at[new]]
 
-# %% ../../nbs/geometry/18_nearest.ipynb #d44c0586
+# %% ../../nbs/geometry/18_nearest.ipynb #9d3e83d9
+def search_nearest(
+    atoms,                    # an SAE, or atoms as rows, (N, d_in)
+    S:InnerProduct|None=None, # angles are measured in this one; None: plainly
+    lists:int=0,              # to divide the atoms into; 0: the square root of their number
+    probe:int=8,              # lists to open for an atom
+    seed:int=0,               # of k-means
+)->tuple:                     # the largest |cos| found, (N,); with which atom, (N,)
+    "The nearest other atom, as far as a search in some lists finds it: see `check_nearest`."
+    U = atom_rows(atoms, S)
+    k = lists or round(math.sqrt(len(U)))
+    if not 1<=k<=len(U): raise BadInput(f'{len(U)} atoms cannot be divided into {k} lists')
+    opened = _open(U, k, probe, seed)
+    near,nearest = torch.full((len(U),),-1.),torch.zeros(len(U), dtype=torch.long)
+    for own,asked in zip(_by_list(opened[:,0], k),_by_list(opened.flatten(), k)):
+        for q in (asked//opened.shape[1]).split(4096): _look(U, q, own, near, nearest)
+    return near.clamp_max(1),nearest
+
+# %% ../../nbs/geometry/18_nearest.ipynb #6afe5c12
 def check_nearest(
     found:tuple,              # from `search_nearest`
     atoms,                    # the same atoms
@@ -116,11 +125,11 @@ def check_nearest(
     got = found[0][at]
     return pd.DataFrame(dict(atom=at, found=got, true=near, right=got>=near-1e-5))
 
-# %% ../../nbs/geometry/18_nearest.ipynb #beebe530
+# %% ../../nbs/geometry/18_nearest.ipynb #154e48e6
 def search_errors(
     table:pd.DataFrame,     # from `check_nearest`
     levels=(0.,.3,.5,.7,.9),# of the true |cos|
-)->pd.DataFrame:            # by level: checked, right (share), lo, hi (95 %, Clopper and Pearson), worst (what was missed by)
+)->pd.DataFrame:            # by level: checked, right (share), lo, hi (95 %, Clopper and Pearson), worst (missed by)
     "How often a search found the nearest, by how near that is."
     from scipy.stats import binomtest
     def told(t):

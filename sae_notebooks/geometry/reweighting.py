@@ -79,6 +79,19 @@ def semantic_consistency(
     few = n<min_count
     return pd.DataFrame(dict(rows=n.int(), **{k:v.double().masked_fill(few, math.nan) for k,v in out.items()}))
 
+# %% ../../nbs/geometry/70_reweighting.ipynb #2d12bdf5
+def _true_features(truth): # (n, n_true), from classes too
+    if not (isinstance(truth, Tensor) and truth.ndim==2):
+        return F.one_hot(torch.from_numpy(np.unique(np.asarray(truth), return_inverse=True)[1])).double()
+    if not (truth.isfinite()&(truth>=0)).all(): raise BadInput('true features must be finite, and none negative')
+    return truth.double()
+
+
+# %% ../../nbs/geometry/70_reweighting.ipynb #f5c7fdbf
+def _largest_share(acts, x): # of each feature's energy, that of one true feature, (d,)
+    energy,part = acts.double().square(),x.square()/x.square().sum(1,keepdim=True).clamp_min(1e-30)
+    return (energy.T@part).amax(1)/energy.sum(0).clamp_min(1e-30)
+
 # %% ../../nbs/geometry/70_reweighting.ipynb #53c5b567
 def feature_purity(
     acts:Tensor,      # of each row, (n, d)
@@ -90,18 +103,9 @@ def feature_purity(
     "The largest share that one true feature has in the energy of each feature, beside chance. Raises `BadInput`."
     x,on = _true_features(truth),acts!=0
     if len(x)!=len(acts): raise BadInput(f'{len(x)} rows of truth for {len(acts)} rows of activations')
-    energy,part = acts.double().square(),x.square()/x.square().sum(1,keepdim=True).clamp_min(1e-30)
-    def share(part): return (energy.T@part).amax(1)/energy.sum(0).clamp_min(1e-30)
     g,n = seeded('shuffled truth',seed),on.sum(0).double()
-    null = torch.stack([share(part[torch.randperm(len(x), generator=g)]) for _ in range(draws)]).mean(0)
-    out = dict(several=on.double().T@(x>0).sum(1).double()/n.clamp_min(1), purity=share(part), null=null)
+    null = [_largest_share(acts, x[torch.randperm(len(x), generator=g)]) for _ in range(draws)]
+    out = dict(several=on.double().T@(x>0).sum(1).double()/n.clamp_min(1), purity=_largest_share(acts, x),
+               null=torch.stack(null).mean(0))
     return pd.DataFrame(dict(rows=n.int(), **{k:v.masked_fill(n<min_count, math.nan) for k,v in out.items()}))
-
-
-# %% ../../nbs/geometry/70_reweighting.ipynb #2d12bdf5
-def _true_features(truth): # (n, n_true), from classes too
-    if not (isinstance(truth, Tensor) and truth.ndim==2):
-        return F.one_hot(torch.from_numpy(np.unique(np.asarray(truth), return_inverse=True)[1])).double()
-    if not (truth.isfinite()&(truth>=0)).all(): raise BadInput('true features must be finite, and none negative')
-    return truth.double()
 
