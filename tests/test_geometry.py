@@ -1,12 +1,13 @@
 """A dictionary seen without data: certificates follow from one another on every code, nothing depends on the coordinates of a layer, memory does not grow with pairs"""
-import resource, sys
+import resource, sys, time
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from sae_notebooks.core.files import BadInput
-from sae_notebooks.geometry.certificates import certify, kinds, not_nested
+from sae_notebooks.geometry.certificates import by_support, certify, kinds, not_nested
 from sae_notebooks.geometry.coherence import pair_histogram
+from sae_notebooks.geometry.identifiable import phase_map
 from sae_notebooks.geometry.inner_product import InnerProduct, inner_product
 from sae_notebooks.geometry.loss_metric import LossMetric, dimension_weights, power_metric
 from sae_notebooks.geometry.nulls import faithfulness, null_saes
@@ -15,6 +16,7 @@ from sae_notebooks.geometry.stability import geometry_report, qstar
 from sae_notebooks.saes import relu, topk
 from sae_notebooks.saes.base import make_sae
 from sae_notebooks.training.loop import train
+from sae_notebooks.training.stack import train_many
 from sae_notebooks.training.whitened import train_whitened
 
 def dictionary(N, d, seed, spread): # atoms that vary unequally by direction
@@ -104,6 +106,20 @@ def test_weights_to_the_power_of_nothing(architecture, options):
     assert all(torch.equal(plain[k], same[k]) for k in plain)
     assert not all(torch.equal(plain[k], other[k]) for k in plain)
 
+@pytest.mark.parametrize('many', [False,True])
+def test_exponent_of_nothing_through_training(many):
+    "The same through `train` and `train_many`, from start to the folder that is saved"
+    x = torch.randn(400, 12, generator=torch.Generator().manual_seed(2))*torch.logspace(0,1,12)
+    how = dict(steps=20, batch_size=64, progress=False)
+    def end(metric, **more):
+        made = (train_many(x, [dict(architecture='topk', d_sae=30, k=3, seed=s) for s in (0,1)], metric=metric, **how) if many else
+                [train(x, 'topk', sae_options=dict(d_sae=30, k=3), metric=metric, **how)])
+        return [t for s in made for t in s.state_dict().values()]
+    plain,other = end(None),end(dimension_weights(x, alpha=1.))
+    for proxy in ('variance','kurtosis','rarity'):
+        assert all(torch.equal(a,b) for a,b in zip(plain, end(dimension_weights(x, proxy, alpha=0.)))), proxy
+    assert not all(torch.equal(a,b) for a,b in zip(plain, other))
+
 def test_whitened_by_nothing():
     "In coordinates that are the same nothing changes, to the bit; held-out rows are mapped too; a folder is taken up only by the same map"
     x = torch.randn(600, 12, generator=torch.Generator().manual_seed(1))*torch.logspace(0,1,12)
@@ -134,3 +150,18 @@ def test_memory_of_many_pairs():
     pair_histogram(D)
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)/(2**20 if sys.platform=="darwin" else 2**10)
     assert more<300, f'{more:.0f} MB'
+
+@pytest.mark.slow
+def test_real_sizes_in_their_time():
+    "Seconds of processor, which do not depend on what else runs: 134 million pairs 5, certificates of ten thousand codes 60, a map of ninety runs 60"
+    def seconds(f):
+        start = time.process_time()
+        f()
+        return time.process_time()-start
+    g = torch.Generator().manual_seed(0)
+    D = F.normalize(torch.randn(16384, 1024, generator=g))
+    idx = torch.stack([torch.randperm(16384, generator=g)[:32] for _ in range(10_000)])
+    half = torch.stack([torch.linalg.qr(torch.randn(10,10,generator=g))[0] for _ in range(3)])
+    took = dict(pairs=(seconds(lambda: pair_histogram(D)),5), codes=(seconds(lambda: by_support(D, idx, torch.ones(idx.shape))),60),
+                map=(seconds(lambda: phase_map(torch.cat([half,-half],1))),60))
+    assert all(t<=most for t,most in took.values()), took
