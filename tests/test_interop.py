@@ -212,13 +212,13 @@ def test_visaebench_agrees(tmp_path):
     "Localization and downstream preservation of one real SAE of patches, by ViSAEBench's own package and by ours"
     import numpy as np
     from sklearn.model_selection import train_test_split
-    from sae_notebooks import extract, open_images, train
+    from sae_notebooks import extract, load_vision, open_images, train
     from sae_notebooks.core.split import given_split
     from sae_notebooks.metrics.probing import downstream_preservation
     from sae_notebooks.metrics.spatial import spatial_coherence
     photos = open_images('photos')
     photos = photos.where(range(0, len(photos), max(1, len(photos)//200)))
-    store = extract('small_vision_language', photos, tmp_path/'patches', 'vision.resid_post.-1', 'patches', progress=False)
+    store = extract(load_vision('small_vision_language'), photos, tmp_path/'patches', 'vision.resid_post.-1', 'patches', progress=False)
     x,n = store[:].float(),len(store.items)
     P = len(x)//n; side = int(P**.5)
     sae = train(x, 'batchtopk', sae_options=dict(d_sae=192, k=8), steps=300, lr=2e-3, progress=False)

@@ -118,11 +118,11 @@ def extraction(b, said):
     d,layers,n = (32,1,32) if b.toy else (768,12,2048)
     class Tower(Backbone):
         point = 'layers.0' if b.toy else 'layers.11'
-        def prepare(self, items): return Batch(dict(x=torch.stack(list(items))))
+        def prepare(self, items): return Batch(dict(x=torch.stack(list(items)).flatten(1,2)))
         def forward(self, batch): return self.net(self.inputs(batch)['x'])
     layer = nn.TransformerEncoderLayer(d, 4 if b.toy else 12, 4*d, batch_first=True, dropout=0., norm_first=True)
     model = Tower(nn.TransformerEncoder(layer, layers, enable_nested_tensor=False), 'tower', b.device)
-    items = [torch.randn(50, d) for _ in range(n)]
+    items = [torch.randn(3, 16, d) for _ in range(n)] # as pixels: 48 positions
     batches = [model.prepare(items[i:i+64]) for i in range(0, n, 64)]
     def bare(i):
         with torch.inference_mode():
@@ -130,7 +130,7 @@ def extraction(b, said):
     def whole(i):
         with tempfile.TemporaryDirectory() as t: extract(model, items, f'{t}/x', rule='all', batch_size=64, progress=False)
     t_bare,t_whole = b.time_of(bare, 1, 1),b.time_of(whole, 1, 1)
-    return dict(items=n, rows=n*50, bare_s=t_bare, extract_s=t_whole, of_bare=t_bare/t_whole, rows_per_s=n*50/t_whole)
+    return dict(items=n, rows=n*48, bare_s=t_bare, extract_s=t_whole, of_bare=t_bare/t_whole, rows_per_s=n*48/t_whole)
 
 def cuda_pages(folder=root/'nbs'):
     "Notebooks with a cell that is marked for a GPU"
