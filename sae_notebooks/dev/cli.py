@@ -174,8 +174,8 @@ def architecture_options()->dict: # name -> inspect.Parameter
     return {k:_parameter(k, kind(k), None, said(k)) for k in sorted(found)}
 
 # %% ../../nbs/dev/30_cli.ipynb #1a3a17c7
-_train_settings = '''steps batch_size lr lr_rule warmup decay sparsity_warmup clip aux dead_after resample_every freeze average
-precision patience seed log_every checkpoint_every'''
+_train_settings = '''steps batch_size lr lr_rule warmup decay sparsity_warmup clip aux dead_after resample_every average
+freeze precision patience seed log_every checkpoint_every'''
 
 def _train_options():
     from sae_notebooks.training.loop import TrainConfig

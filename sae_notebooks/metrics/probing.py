@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['difference_order', 'validation_folds', 'chosen_probe', 'ksparse_probes', 'downstream_preservation']
 
-# %% ../../nbs/metrics/93_probing.ipynb #43b177df
+# %% ../../nbs/metrics/93_probing.ipynb #34e54f36
 import numpy as np
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from ..core.split import Split
 from .base import as_acts, resampled_counts
 from .labels import label_matrix
 
-# %% ../../nbs/metrics/93_probing.ipynb #873695e0
+# %% ../../nbs/metrics/93_probing.ipynb #753095e7
 def _columns(acts, n):
     "Features as a sparse matrix by columns, float64."
     from scipy.sparse import csc_matrix, csr_matrix
@@ -27,7 +27,7 @@ def _columns(acts, n):
     parts = (v.detach().cpu().numpy() for v in (acts.val,acts.idx,acts.row_ptr))
     return csr_matrix(tuple(parts), shape=acts.shape).astype(float).tocsc()
 
-# %% ../../nbs/metrics/93_probing.ipynb #294d4545
+# %% ../../nbs/metrics/93_probing.ipynb #3c478c50
 def difference_order(
     acts,          # features by columns, as scipy's sparse matrix, (n, d_sae)
     y:np.ndarray,  # 1 or 0, (n,)
@@ -39,7 +39,7 @@ def difference_order(
     gap = np.abs(mean(acts[y==1])-mean(acts[y==0]))/np.where(unit>0, unit, 1.)
     return np.argsort(-gap, kind='stable'),np.where(unit>0, unit, 1.)
 
-# %% ../../nbs/metrics/93_probing.ipynb #28b87509
+# %% ../../nbs/metrics/93_probing.ipynb #cccf6b39
 def validation_folds(
     y:np.ndarray, # of the rows that a probe may see, (n,)
 )->list:          # pairs of positions: to fit on, to try on
@@ -55,7 +55,7 @@ def validation_folds(
     pairs = [[i,j] for i in at[y==1] for j in at[y==0]]
     return [(np.setdiff1d(at,p),np.array(p)) for p in pairs]
 
-# %% ../../nbs/metrics/93_probing.ipynb #5fa3c027
+# %% ../../nbs/metrics/93_probing.ipynb #61f75787
 def chosen_probe(
     z:np.ndarray,  # inputs, (n, k)
     y:np.ndarray,  # 1 or 0, (n,)
@@ -74,7 +74,7 @@ def chosen_probe(
     best = max(found, key=lambda c: found[c][0])
     return probe(best).fit(z, y),dict(strength=best, held_f1=found[best][1])
 
-# %% ../../nbs/metrics/93_probing.ipynb #55940cf5
+# %% ../../nbs/metrics/93_probing.ipynb #3e7d0703
 def ksparse_probes(
     acts,                 # activations: Codes, dense or sparse (n, d_sae)
     labels,               # as for `label_matrix`
@@ -90,18 +90,15 @@ def ksparse_probes(
     scores,rows = {k:np.full(y.shape, np.nan) for k in ks},[]
     for c,(own,name) in enumerate(zip(y.numpy().T, names)):
         at,folds,why = _rows_of(own, split, protocol)
-        order,unit = (None,None) if why else difference_order(m[at], own[at])
-        for k in ks:
-            row = dict(concept=name, k=k, features=[], reason=why)
-            if not why:
-                z = m[:,order[:k]].toarray()/unit[order[:k]]
-                probe,how = chosen_probe(z[at], own[at], folds, strengths)
-                scores[k][:,c] = probe.decision_function(z)
-                row.update(_tested(scores[k][:,c], own, split.test), features=order[:k].tolist(), **how)
-            rows.append(row)
+        rows += [dict(concept=name, k=k, features=[], reason=why) for k in ks]
+        if why: continue
+        order,unit = difference_order(m[at], own[at])
+        for row,k in zip(rows[-len(ks):],ks):
+            scores[k][:,c],how = _probed(m[:,order[:k]].toarray()/unit[order[:k]], own, at, folds, strengths)
+            row.update(_tested(scores[k][:,c], own, split.test), features=order[:k].tolist(), **how)
     return scores,pd.DataFrame(rows).set_index(['concept','k'])
 
-# %% ../../nbs/metrics/93_probing.ipynb #e8c26d5c
+# %% ../../nbs/metrics/93_probing.ipynb #f0c7f104
 def _rows_of(own, split, protocol):
     "Positions to fit on, folds among them, and why there are none."
     known = ~np.isnan(own)
@@ -112,6 +109,11 @@ def _rows_of(own, split, protocol):
     if protocol=='sae-probes': return at,validation_folds(own[at]),''
     return at,[(np.flatnonzero(split.fit[at]),np.flatnonzero(split.choose[at]))],''
 
+# %% ../../nbs/metrics/93_probing.ipynb #4e7fb928
+def _probed(z, y, at, folds, strengths):
+    probe,how = chosen_probe(z[at], y[at], folds, strengths)
+    return probe.decision_function(z),how
+
 def _tested(s, y, test):
     from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
     here = test&~np.isnan(y)
@@ -119,7 +121,7 @@ def _tested(s, y, test):
     return dict(auroc=roc_auc_score(true, s[here]), f1=f1_score(true, said, average='weighted'),
                 accuracy=accuracy_score(true, said))
 
-# %% ../../nbs/metrics/93_probing.ipynb #ae72f0df
+# %% ../../nbs/metrics/93_probing.ipynb #07061110
 def downstream_preservation(
     x,              # activations, one row an item, (n, d)
     recons,         # of the SAE, (n, d)
@@ -141,14 +143,17 @@ def downstream_preservation(
     shift,unit = (mean,(x[fit]-mean).square().mean().sqrt()) if scaled else (0.,1.)
     ready = lambda v: ((v-shift)/unit).numpy()
     probe = LogisticRegression(C=strength, max_iter=1000).fit(ready(x[fit]), y[fit])
-    other = torch.from_numpy(np.random.default_rng(seed).permutation(int(split.test.sum())))
-    real,made = x[split.test],recons[split.test]
-    inputs = {'activations':real, 'reconstructions':made, 'errors of other rows':real+(made-real)[other],
-              'mean':mean.expand_as(real)}
+    inputs = _inputs(x[split.test], recons[split.test], mean, seed)
     right = np.stack([probe.predict(ready(v))==y[split.test] for v in inputs.values()])
     return _with_ratios(right, pd.factorize(split.group[split.test])[0], list(inputs), draws, seed)
 
-# %% ../../nbs/metrics/93_probing.ipynb #6c7363e9
+# %% ../../nbs/metrics/93_probing.ipynb #9472c106
+def _inputs(real, made, mean, seed):
+    other = torch.from_numpy(np.random.default_rng(seed).permutation(len(real)))
+    swapped = real+(made-real)[other]
+    return {'activations':real, 'reconstructions':made, 'errors of other rows':swapped, 'mean':mean.expand_as(real)}
+
+# %% ../../nbs/metrics/93_probing.ipynb #76b4d967
 def _with_ratios(right, group, names, draws, seed):
     "Accuracies with their ratio to the first; groups are resampled whole, (inputs, n)."
     G = group.max()+1

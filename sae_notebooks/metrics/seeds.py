@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['match_rows', 'matched_pairs', 'stability', 'by_frequency']
 
-# %% ../../nbs/metrics/97_seeds.ipynb #01a60895
+# %% ../../nbs/metrics/97_seeds.ipynb #72fcb646
 import numpy as np
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from ..core.files import BadInput
 from ..core.seeds import seeded
 from ..saes.base import SAE
 
-# %% ../../nbs/metrics/97_seeds.ipynb #93c7f700
+# %% ../../nbs/metrics/97_seeds.ipynb #6449d8c9
 def match_rows(
     a:Tensor,       # directions, (n_a, d)
     b:Tensor,       # other ones, (n_b, d)
@@ -27,11 +27,7 @@ def match_rows(
     from scipy.optimize import linear_sum_assignment
     cos = (F.normalize(a.detach().double(),dim=1)@F.normalize(b.detach().double(),dim=1).T).cpu()
     if not cos.isfinite().all(): raise BadInput('directions hold NaN or infinite numbers')
-    out = torch.full((len(a),), -1)
-    if max(cos.shape)>exact:
-        near,back = cos.argmax(1),cos.argmax(0)
-        mutual = back[near]==torch.arange(len(a))
-        out[mutual] = near[mutual]
+    out = _mutual(cos) if max(cos.shape)>exact else torch.full((len(a),), -1)
     left = (out<0).nonzero().flatten()
     free = torch.ones(len(b), dtype=torch.bool)
     free[out[out>=0]] = False
@@ -40,7 +36,13 @@ def match_rows(
     out[left[r]] = free[c]
     return out
 
-# %% ../../nbs/metrics/97_seeds.ipynb #d904e56c
+# %% ../../nbs/metrics/97_seeds.ipynb #351bd811
+def _mutual(cos):
+    "Rows and columns that are each other's nearest; -1 for other rows."
+    near,back = cos.argmax(1),cos.argmax(0)
+    return torch.where(back[near]==torch.arange(len(cos)), near, -1)
+
+# %% ../../nbs/metrics/97_seeds.ipynb #a114fda5
 @torch.no_grad()
 def matched_pairs(
     a:SAE,        # trained
@@ -56,7 +58,7 @@ def matched_pairs(
             for k,(u,v) in dict(decoder=(a.W_dec,b.W_dec), encoder=(a.enc,b.enc)).items()}
     return pd.DataFrame(dict(partner=who.numpy(), **cols, best=best.numpy())).rename_axis('feature')
 
-# %% ../../nbs/metrics/97_seeds.ipynb #da7d2e1e
+# %% ../../nbs/metrics/97_seeds.ipynb #c6d00e59
 def stability(
     saes:list,      # of three seeds or more, trained on the same rows
     codes:list,     # what each makes of rows that none was trained on: Codes (n, d_sae)
@@ -67,37 +69,43 @@ def stability(
     "For each feature how many other seeds have it; `null`: the same against random dictionaries, as many."
     if len(saes)<3: raise BadInput(f'stability takes three seeds or more, not {len(saes)}')
     if len(codes)!=len(saes): raise BadInput(f'{len(codes)} codes for {len(saes)} SAEs')
-    out = []
+    out = {}
     for i,(a,c) in enumerate(zip(saes,codes)):
-        pairs = [matched_pairs(a, b, exact) for j,b in enumerate(saes) if j!=i]
-        luck = [matched_pairs(a, _random_like(b, seed+j), exact) for j,b in enumerate(saes) if j!=i]
-        agree = lambda ts: np.mean([(t.decoder>=cut)&(t.encoder>=cut) for t in ts], 0)
-        mean = lambda ts,k: np.mean([t[k] for t in ts], 0)
-        cols = {k:mean(pairs,k) for k in ('decoder','encoder','best')}
+        others = [b for j,b in enumerate(saes) if j!=i]
+        pairs = _agreement([matched_pairs(a, b, exact) for b in others], cut)
+        luck = _agreement([matched_pairs(a, _random_like(b, seed+j), exact) for j,b in enumerate(others)], cut)
         often = torch.bincount(c.idx[c.val!=0].cpu(), minlength=a.d_sae).numpy()/len(c)
-        out.append(pd.DataFrame(dict(sae=i, feature=range(a.d_sae), frequency=often, stable=agree(pairs), **cols,
-                                     null=mean(luck,'decoder'), null_stable=agree(luck))))
-    return pd.concat(out).set_index(['sae','feature'])
+        out[i] = pairs.assign(frequency=often, null=luck.decoder, null_stable=luck.stable)
+    return pd.concat(out, names=['sae','feature'])
 
-# %% ../../nbs/metrics/97_seeds.ipynb #e023edcd
+# %% ../../nbs/metrics/97_seeds.ipynb #360f5d6b
+def _agreement(tables, cut):
+    "Means over the other SAEs, feature by feature."
+    stable = np.mean([(t.decoder>=cut)&(t.encoder>=cut) for t in tables], 0)
+    means = {k:np.mean([t[k] for t in tables], 0) for k in ('decoder','encoder','best')}
+    return pd.DataFrame(dict(stable=stable, **means), tables[0].index)
+
+# %% ../../nbs/metrics/97_seeds.ipynb #0411198b
 def _random_like(sae, seed):
     "Random atoms, each read by itself, in the shape of an SAE."
     from types import SimpleNamespace
     W = F.normalize(torch.randn(sae.d_sae, sae.d_in, generator=seeded('random dictionary',seed)), dim=1)
     return SimpleNamespace(W_dec=W, enc=W, d_in=sae.d_in)
 
-# %% ../../nbs/metrics/97_seeds.ipynb #3d85dd50
+# %% ../../nbs/metrics/97_seeds.ipynb #9e0c73c2
 def by_frequency(
     table:pd.DataFrame, # from `stability`
     bins:int=4,         # of equally many living features
 )->pd.DataFrame:        # one row a bin, dead features first: features, frequency, stable, sd_seeds, decoder, null, …
     "Stability of rare and of frequent features; `sd_seeds`: between the means of the SAEs."
-    alive = table.frequency>0
-    level = pd.qcut(table.frequency.where(alive), bins, labels=False, duplicates='drop').fillna(-1).astype(int)
-    t = table.assign(bin=np.where(level<0, 'never on', 'quarter ' if bins==4 else 'part '))
-    t['bin'] = t.bin.where(level<0, t.bin+(level+1).astype(str))
+    t = table.assign(bin=_bin_names(table.frequency, bins))
     g = t.groupby('bin')
     out = g[['frequency','stable','decoder','encoder','null','null_stable']].mean()
     out.insert(0, 'features', g.size())
     out.insert(3, 'sd_seeds', t.groupby(['bin','sae']).stable.mean().groupby('bin').std())
     return out.sort_values('frequency')
+
+# %% ../../nbs/metrics/97_seeds.ipynb #962328b8
+def _bin_names(frequency, bins):
+    level = pd.qcut(frequency.where(frequency>0), bins, labels=False, duplicates='drop').fillna(-1).astype(int)
+    return level.map(lambda k: 'never on' if k<0 else f'part {k+1}')

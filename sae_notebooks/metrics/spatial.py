@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['morans_i', 'SpatialCoherence', 'spatial_coherence', 'coherence_difference']
 
-# %% ../../nbs/metrics/94_spatial.ipynb #c2ebba13
+# %% ../../nbs/metrics/94_spatial.ipynb #0b063e76
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..core.seeds import seeded
 from .base import as_acts, resampled_counts
 from .paired import paired_difference, verdict
 
-# %% ../../nbs/metrics/94_spatial.ipynb #313a6b85
+# %% ../../nbs/metrics/94_spatial.ipynb #d07dfcce
 def morans_i(
     maps:Tensor, # a number for each patch, (n, h, w)
 )->Tensor:       # (n,), NaN where all patches are alike
@@ -33,7 +33,7 @@ def morans_i(
     flat = square<=1e-20*maps.double().square().sum((-2,-1)) # what is left is rounding
     return torch.where(flat, torch.nan, h*w/pairs*(z*around(z)).sum((-2,-1))/square.clamp_min(1e-300))
 
-# %% ../../nbs/metrics/94_spatial.ipynb #eeb7c671
+# %% ../../nbs/metrics/94_spatial.ipynb #8d4b4bf9
 @dataclass
 class SpatialCoherence:
     "Moran's index of each feature in each image that counts."
@@ -58,7 +58,7 @@ class SpatialCoherence:
         w = torch.from_numpy(w[:,self.group])
         return ((w@v.nan_to_num(0.))/(w@(~v.isnan()).double())).nanmean(1).numpy()
 
-# %% ../../nbs/metrics/94_spatial.ipynb #053c3c9d
+# %% ../../nbs/metrics/94_spatial.ipynb #b2cb685d
 def spatial_coherence(
     acts,             # of all patches, image by image: Codes or dense (n_images*h*w, d_sae)
     shape:tuple,      # h, w: patches of an image
@@ -71,26 +71,30 @@ def spatial_coherence(
 )->SpatialCoherence:
     "How local each feature is. Raises `BadInput` for rows that are no whole images."
     acts,P = as_acts(acts),shape[0]*shape[1]
-    n,d = len(acts)//P,acts.shape[1]
+    n = len(acts)//P
     if not n or len(acts)%P: raise BadInput(f'{len(acts)} rows are no whole images of {shape[0]} by {shape[1]} patches')
     group = np.arange(n) if groups is None else pd.factorize(np.asarray(groups))[0]
     if len(group)!=n: raise BadInput(f'{len(group)} groups for {n} images')
     order = torch.rand(n,P,1,generator=seeded('patches in random order',seed)).argsort(1)
-    real,mixed = [],[]
-    for lo in range(0, d, block):
-        part = _dense_block(acts, lo, min(lo+block,d)).view(n,P,-1)
-        on = (part!=0).sum(1)
-        counts = (on>=min_active)&(on<=max_share*P)
-        for out,v in ((real,part),(mixed,part.gather(1,order.expand_as(part)))):
-            i = morans_i(v.transpose(1,2).reshape(-1,*shape)).view(n,-1)
-            out.append(torch.where(counts, i, torch.nan))
-    return SpatialCoherence(torch.cat(real,1), torch.cat(mixed,1), group, min_images)
+    both = [_of_block(_dense_block(acts, lo, block).view(n,P,-1), shape, order, min_active, max_share)
+            for lo in range(0, acts.shape[1], block)]
+    return SpatialCoherence(*(torch.cat(v,1) for v in zip(*both)), group, min_images)
 
-# %% ../../nbs/metrics/94_spatial.ipynb #75395a29
-def _dense_block(acts, lo, hi):
+# %% ../../nbs/metrics/94_spatial.ipynb #f4f15c24
+def _dense_block(acts, lo, block):
+    hi = min(lo+block, acts.shape[1])
     return (feature_block(acts, lo, hi).to_dense() if isinstance(acts, Codes) else acts[:,lo:hi]).cpu().double()
 
-# %% ../../nbs/metrics/94_spatial.ipynb #87995521
+# %% ../../nbs/metrics/94_spatial.ipynb #a86d193b
+def _of_block(part, shape, order, least, share):
+    "Index of the patches as they are and in another order, NaN where an image does not count. part (n, P, features)."
+    n,P,_ = part.shape
+    on = (part!=0).sum(1)
+    index = lambda v: morans_i(v.transpose(1,2).reshape(-1,*shape)).view(n,-1)
+    return [torch.where((on>=least)&(on<=share*P), index(v), torch.nan)
+            for v in (part,part.gather(1, order.expand_as(part)))]
+
+# %% ../../nbs/metrics/94_spatial.ipynb #f0d74705
 def coherence_difference(
     a:SpatialCoherence, # of an SAE
     b:SpatialCoherence, # of random directions, or another SAE, on the same images

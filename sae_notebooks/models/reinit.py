@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['redrawn', 'reinitialised']
 
-# %% ../../nbs/models/85_reinit.ipynb #9828c5c0
+# %% ../../nbs/models/85_reinit.ipynb #2b1239e9
 import copy
 from fnmatch import fnmatch
 
@@ -16,7 +16,7 @@ from ..core.files import BadInput
 from ..core.seeds import seeded
 from .backbone import Backbone
 
-# %% ../../nbs/models/85_reinit.ipynb #5173002b
+# %% ../../nbs/models/85_reinit.ipynb #1007b62d
 def redrawn(
     w:Tensor,  # weights, any shape
     how:str,   # shuffle: its numbers in another order; normal: drawn with its mean and standard deviation
@@ -28,10 +28,11 @@ def redrawn(
     fresh,old = torch.randn(w.shape, generator=g).to(w.device),w.float()
     return (old.mean()+old.std(correction=0)*fresh).to(w.dtype)
 
-# %% ../../nbs/models/85_reinit.ipynb #af0a3563
+# %% ../../nbs/models/85_reinit.ipynb #e92f605b
 def _batch_norms(net):
     return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
 
+# %% ../../nbs/models/85_reinit.ipynb #9ac1a8db
 def _measure_norms(model, norms, items, size=16):
     "Means and variances of the batch norms, over the items."
     for m in norms:
@@ -42,7 +43,7 @@ def _measure_norms(model, norms, items, size=16):
         model.forward(model.prepare([items[i] for i in range(lo, min(lo+size,len(items)))]))
     for m in norms: m.eval()
 
-# %% ../../nbs/models/85_reinit.ipynb #6e756200
+# %% ../../nbs/models/85_reinit.ipynb #6c772781
 @torch.no_grad()
 def reinitialised(
     model:Backbone,     # stays as it is
