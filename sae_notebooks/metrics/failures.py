@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Families', 'plant_families', 'absorbing', 'main_features', 'concept_direction', 'AbsorptionRule', 'absorption']
 
-# %% ../../nbs/metrics/98_failures.ipynb #c35b2def
+# %% ../../nbs/metrics/98_failures.ipynb #855af64f
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from .base import as_acts
 from .labels import label_matrix
 from .probing import chosen_probe, ksparse_probes
 
-# %% ../../nbs/metrics/98_failures.ipynb #614fb851
+# %% ../../nbs/metrics/98_failures.ipynb #830944d5
 @dataclass
 class Families:
     "Planted parents, and children that come only with their own."
@@ -42,14 +42,14 @@ class Families:
         on = torch.cat([up,child.flatten(1)],1).float()
         return on@self.directions+self.noise*torch.randn(n,self.directions.shape[1],generator=g),on
 
-# %% ../../nbs/metrics/98_failures.ipynb #085eb0d2
+# %% ../../nbs/metrics/98_failures.ipynb #0cf5da78
 def plant_families(
-    parents:int=4,        # how many
-    children:int=40,      # of each
-    d_in:int=96,          # dimensions
-    rate:float=.15,       # how often a parent is on
-    with_child:float=.6,  # how often one of its children is on then
-    noise:float=.03,      # in each coordinate
+    parents:int=4,
+    children:int=40,     # of each
+    d_in:int=96,
+    rate:float=.15,      # how often a parent is on
+    with_child:float=.6, # how often a child is on then
+    noise:float=.03,     # in each coordinate
     seed:int=0,
 )->Families:
     "Random directions in families."
@@ -57,20 +57,20 @@ def plant_families(
     w = F.normalize(torch.randn(n,d_in,generator=seeded('family directions',seed)), dim=1)
     return Families(w, np.r_[np.full(parents,-1),np.repeat(np.arange(parents),children)], rate, with_child, noise)
 
-# %% ../../nbs/metrics/98_failures.ipynb #fb3c4b12
+# %% ../../nbs/metrics/98_failures.ipynb #57fde3bd
 def absorbing(
     world:Families, # planted
     on:Tensor,      # what is on, from `sample`, (n, n_features)
     share:float=1., # of the parent that a child takes over
 )->tuple[Tensor,Tensor]: # atoms (n_features, d_in), feature_acts (n, n_features)
-    "A dictionary whose children bring a share of their parent along. It reconstructs as the right one does."
+    "A dictionary whose children bring a share of their parent along."
     child = np.flatnonzero(world.parent>=0)
     W,f = world.directions.clone(),on.clone()
     W[child] += share*world.directions[world.parent[child]]
     for c in child: f[:,world.parent[c]] -= share*on[:,c]
     return W,f
 
-# %% ../../nbs/metrics/98_failures.ipynb #ca7ad4eb
+# %% ../../nbs/metrics/98_failures.ipynb #7374b704
 def main_features(
     acts,            # activations: Codes, dense or sparse (n, d_sae)
     labels,          # as for `label_matrix`
@@ -90,7 +90,7 @@ def main_features(
         rows[name] = dict(features=own.features[k], splits=k-1, held_f1=own.held_f1[k], reason='')
     return pd.DataFrame(rows).T.rename_axis('concept').infer_objects()
 
-# %% ../../nbs/metrics/98_failures.ipynb #c2fe032a
+# %% ../../nbs/metrics/98_failures.ipynb #fa8b2852
 def concept_direction(
     x:Tensor,        # activations, (n, d_in)
     y:np.ndarray,    # 1, 0, or NaN for unknown, (n,)
@@ -105,7 +105,7 @@ def concept_direction(
     probe,how = chosen_probe(z, y[at], folds, strengths)
     return F.normalize(torch.from_numpy(probe.coef_[0]), dim=0),how['held_f1']
 
-# %% ../../nbs/metrics/98_failures.ipynb #fb25fe92
+# %% ../../nbs/metrics/98_failures.ipynb #2ec1e9ac
 @dataclass
 class AbsorptionRule:
     "What counts as absorption; the defaults are SAEBench's."
@@ -115,7 +115,7 @@ class AbsorptionRule:
     top:int=3           # features that count for the fraction
     least_f1:float=.6   # of the probe, below which a concept has no score
 
-# %% ../../nbs/metrics/98_failures.ipynb #123e4585
+# %% ../../nbs/metrics/98_failures.ipynb #3b1d49ff
 def _row_scores(f, W, p, target, main, rule):
     "Full and fraction of each row. f (n, d_sae), W (d_sae, d_in), p (d_in,), target = x·p, (n,)."
     along = W@p
@@ -130,7 +130,7 @@ def _row_scores(f, W, p, target, main, rule):
     part = torch.where(M<=0, 1., a/(a+M).clamp_min(1e-12))
     return full.double(),torch.where((M>=target)|(A<rule.share*target)|(target<=0), 0., part)
 
-# %% ../../nbs/metrics/98_failures.ipynb #c86693cd
+# %% ../../nbs/metrics/98_failures.ipynb #f95794b1
 @torch.no_grad()
 def absorption(
     x:Tensor,           # activations, (n, d_in)
@@ -155,7 +155,7 @@ def absorption(
         if not m.reason: rows[name].update(_absorbed(x, xc, acts, W, own, at, m.features, split, rule))
     return pd.DataFrame(rows).T.rename_axis('concept').infer_objects()
 
-# %% ../../nbs/metrics/98_failures.ipynb #5892700a
+# %% ../../nbs/metrics/98_failures.ipynb #3c57acc5
 _none = dict(n=0, full=np.nan, fraction=np.nan, probe_f1=np.nan)
 
 def _absorbed(x, xc, acts, W, own, at, main, split, rule):
@@ -165,7 +165,7 @@ def _absorbed(x, xc, acts, W, own, at, main, split, rule):
     full,part = _mean_scores(acts, at, W, p, xc[at]@p, main, rule)
     return dict(probe_f1=f1, full=full, fraction=part)
 
-# %% ../../nbs/metrics/98_failures.ipynb #81de563a
+# %% ../../nbs/metrics/98_failures.ipynb #700aa733
 def _mean_scores(acts, at, W, p, target, main, rule, most=2**22):
     f,out = pick_rows(acts, at) if isinstance(acts, Codes) else acts[at],[]
     step = max(1, most//len(W))

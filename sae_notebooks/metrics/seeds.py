@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['match_rows', 'matched_pairs', 'stability', 'by_frequency']
 
-# %% ../../nbs/metrics/97_seeds.ipynb #72fcb646
+# %% ../../nbs/metrics/97_seeds.ipynb #df3d2f45
 import numpy as np
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from ..core.files import BadInput
 from ..core.seeds import seeded
 from ..saes.base import SAE
 
-# %% ../../nbs/metrics/97_seeds.ipynb #6449d8c9
+# %% ../../nbs/metrics/97_seeds.ipynb #39c29629
 def match_rows(
     a:Tensor,       # directions, (n_a, d)
     b:Tensor,       # other ones, (n_b, d)
@@ -36,13 +36,13 @@ def match_rows(
     out[left[r]] = free[c]
     return out
 
-# %% ../../nbs/metrics/97_seeds.ipynb #351bd811
+# %% ../../nbs/metrics/97_seeds.ipynb #3cbc9c5a
 def _mutual(cos):
     "Rows and columns that are each other's nearest; -1 for other rows."
     near,back = cos.argmax(1),cos.argmax(0)
     return torch.where(back[near]==torch.arange(len(cos)), near, -1)
 
-# %% ../../nbs/metrics/97_seeds.ipynb #a114fda5
+# %% ../../nbs/metrics/97_seeds.ipynb #c0f77889
 @torch.no_grad()
 def matched_pairs(
     a:SAE,        # trained
@@ -58,7 +58,7 @@ def matched_pairs(
             for k,(u,v) in dict(decoder=(a.W_dec,b.W_dec), encoder=(a.enc,b.enc)).items()}
     return pd.DataFrame(dict(partner=who.numpy(), **cols, best=best.numpy())).rename_axis('feature')
 
-# %% ../../nbs/metrics/97_seeds.ipynb #c6d00e59
+# %% ../../nbs/metrics/97_seeds.ipynb #39ff2377
 def stability(
     saes:list,      # of three seeds or more, trained on the same rows
     codes:list,     # what each makes of rows that none was trained on: Codes (n, d_sae)
@@ -78,26 +78,26 @@ def stability(
         out[i] = pairs.assign(frequency=often, null=luck.decoder, null_stable=luck.stable)
     return pd.concat(out, names=['sae','feature'])
 
-# %% ../../nbs/metrics/97_seeds.ipynb #360f5d6b
+# %% ../../nbs/metrics/97_seeds.ipynb #d81f1d53
 def _agreement(tables, cut):
     "Means over the other SAEs, feature by feature."
     stable = np.mean([(t.decoder>=cut)&(t.encoder>=cut) for t in tables], 0)
     means = {k:np.mean([t[k] for t in tables], 0) for k in ('decoder','encoder','best')}
     return pd.DataFrame(dict(stable=stable, **means), tables[0].index)
 
-# %% ../../nbs/metrics/97_seeds.ipynb #0411198b
+# %% ../../nbs/metrics/97_seeds.ipynb #e18066fc
 def _random_like(sae, seed):
     "Random atoms, each read by itself, in the shape of an SAE."
     from types import SimpleNamespace
     W = F.normalize(torch.randn(sae.d_sae, sae.d_in, generator=seeded('random dictionary',seed)), dim=1)
     return SimpleNamespace(W_dec=W, enc=W, d_in=sae.d_in)
 
-# %% ../../nbs/metrics/97_seeds.ipynb #9e0c73c2
+# %% ../../nbs/metrics/97_seeds.ipynb #f41a7e34
 def by_frequency(
     table:pd.DataFrame, # from `stability`
-    bins:int=4,         # of equally many living features
-)->pd.DataFrame:        # one row a bin, dead features first: features, frequency, stable, sd_seeds, decoder, null, …
-    "Stability of rare and of frequent features; `sd_seeds`: between the means of the SAEs."
+    bins:int=4,         # of as many living features each
+)->pd.DataFrame:        # one row a bin, dead features first
+    "Stability of rare and frequent features."
     t = table.assign(bin=_bin_names(table.frequency, bins))
     g = t.groupby('bin')
     out = g[['frequency','stable','decoder','encoder','null','null_stable']].mean()
@@ -105,7 +105,7 @@ def by_frequency(
     out.insert(3, 'sd_seeds', t.groupby(['bin','sae']).stable.mean().groupby('bin').std())
     return out.sort_values('frequency')
 
-# %% ../../nbs/metrics/97_seeds.ipynb #962328b8
+# %% ../../nbs/metrics/97_seeds.ipynb #ce3431af
 def _bin_names(frequency, bins):
     level = pd.qcut(frequency.where(frequency>0), bins, labels=False, duplicates='drop').fillna(-1).astype(int)
     return level.map(lambda k: 'never on' if k<0 else f'part {k+1}')

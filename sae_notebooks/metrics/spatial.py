@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['morans_i', 'SpatialCoherence', 'spatial_coherence', 'coherence_difference']
 
-# %% ../../nbs/metrics/94_spatial.ipynb #0b063e76
+# %% ../../nbs/metrics/94_spatial.ipynb #621a0053
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..core.seeds import seeded
 from .base import as_acts, resampled_counts
 from .paired import paired_difference, verdict
 
-# %% ../../nbs/metrics/94_spatial.ipynb #d07dfcce
+# %% ../../nbs/metrics/94_spatial.ipynb #523b0812
 def morans_i(
     maps:Tensor, # a number for each patch, (n, h, w)
 )->Tensor:       # (n,), NaN where all patches are alike
@@ -33,7 +33,7 @@ def morans_i(
     flat = square<=1e-20*maps.double().square().sum((-2,-1)) # what is left is rounding
     return torch.where(flat, torch.nan, h*w/pairs*(z*around(z)).sum((-2,-1))/square.clamp_min(1e-300))
 
-# %% ../../nbs/metrics/94_spatial.ipynb #8d4b4bf9
+# %% ../../nbs/metrics/94_spatial.ipynb #a48629df
 @dataclass
 class SpatialCoherence:
     "Moran's index of each feature in each image that counts."
@@ -58,7 +58,7 @@ class SpatialCoherence:
         w = torch.from_numpy(w[:,self.group])
         return ((w@v.nan_to_num(0.))/(w@(~v.isnan()).double())).nanmean(1).numpy()
 
-# %% ../../nbs/metrics/94_spatial.ipynb #b2cb685d
+# %% ../../nbs/metrics/94_spatial.ipynb #94eae7c4
 def spatial_coherence(
     acts,             # of all patches, image by image: Codes or dense (n_images*h*w, d_sae)
     shape:tuple,      # h, w: patches of an image
@@ -80,12 +80,12 @@ def spatial_coherence(
             for lo in range(0, acts.shape[1], block)]
     return SpatialCoherence(*(torch.cat(v,1) for v in zip(*both)), group, min_images)
 
-# %% ../../nbs/metrics/94_spatial.ipynb #f4f15c24
+# %% ../../nbs/metrics/94_spatial.ipynb #445714f0
 def _dense_block(acts, lo, block):
     hi = min(lo+block, acts.shape[1])
     return (feature_block(acts, lo, hi).to_dense() if isinstance(acts, Codes) else acts[:,lo:hi]).cpu().double()
 
-# %% ../../nbs/metrics/94_spatial.ipynb #a86d193b
+# %% ../../nbs/metrics/94_spatial.ipynb #80341a46
 def _of_block(part, shape, order, least, share):
     "Index of the patches as they are and in another order, NaN where an image does not count. part (n, P, features)."
     n,P,_ = part.shape
@@ -94,14 +94,14 @@ def _of_block(part, shape, order, least, share):
     return [torch.where((on>=least)&(on<=share*P), index(v), torch.nan)
             for v in (part,part.gather(1, order.expand_as(part)))]
 
-# %% ../../nbs/metrics/94_spatial.ipynb #f0d74705
+# %% ../../nbs/metrics/94_spatial.ipynb #1b4d96e1
 def coherence_difference(
-    a:SpatialCoherence, # of an SAE
-    b:SpatialCoherence, # of random directions, or another SAE, on the same images
-    draws:int=500,      # resamples of the groups of images
+    a:SpatialCoherence,
+    b:SpatialCoherence, # of the same images
+    draws:int=500,      # resamples of their groups
     seed:int=0,
 )->pd.Series:           # a, b, difference, lo, hi, p, verdict
-    "By how much the features of one source are more local than those of the other."
+    "By how much the features of one are more local."
     if not np.array_equal(a.group, b.group): raise BadInput('the two are not of the same images')
     x,y = a.means(draws, seed),b.means(draws, seed)
     d = paired_difference(x[0], y[0], x[1:], y[1:])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['redrawn', 'reinitialised']
 
-# %% ../../nbs/models/85_reinit.ipynb #2b1239e9
+# %% ../../nbs/models/85_reinit.ipynb #1ac3447b
 import copy
 from fnmatch import fnmatch
 
@@ -16,23 +16,23 @@ from ..core.files import BadInput
 from ..core.seeds import seeded
 from .backbone import Backbone
 
-# %% ../../nbs/models/85_reinit.ipynb #1007b62d
+# %% ../../nbs/models/85_reinit.ipynb #0fa19931
 def redrawn(
     w:Tensor,  # weights, any shape
-    how:str,   # shuffle: its numbers in another order; normal: drawn with its mean and standard deviation
+    how:str,   # shuffle: its numbers in another order; normal: with its mean and spread
     g:torch.Generator,
 )->Tensor:     # like w
-    "A tensor that has forgotten what it learnt but for its scale."
+    "A tensor that kept its scale only."
     if how=='shuffle': return w.flatten()[torch.randperm(w.numel(), generator=g).to(w.device)].view_as(w)
     if how!='normal': raise BadInput(f'weights are redrawn by shuffle or normal, not {how!r}')
     fresh,old = torch.randn(w.shape, generator=g).to(w.device),w.float()
     return (old.mean()+old.std(correction=0)*fresh).to(w.dtype)
 
-# %% ../../nbs/models/85_reinit.ipynb #e92f605b
+# %% ../../nbs/models/85_reinit.ipynb #12db933d
 def _batch_norms(net):
     return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
 
-# %% ../../nbs/models/85_reinit.ipynb #9ac1a8db
+# %% ../../nbs/models/85_reinit.ipynb #b263262c
 def _measure_norms(model, norms, items, size=16):
     "Means and variances of the batch norms, over the items."
     for m in norms:
@@ -43,7 +43,7 @@ def _measure_norms(model, norms, items, size=16):
         model.forward(model.prepare([items[i] for i in range(lo, min(lo+size,len(items)))]))
     for m in norms: m.eval()
 
-# %% ../../nbs/models/85_reinit.ipynb #6c772781
+# %% ../../nbs/models/85_reinit.ipynb #8981b20d
 @torch.no_grad()
 def reinitialised(
     model:Backbone,     # stays as it is

@@ -169,10 +169,10 @@ def hold(
 @torch.no_grad()
 def stay_near(
     sae,               # after a step
-    start:Tensor,      # its atoms as they began, (d_sae, d_in)
-    least:float=.8,    # cosine with these: 2602.14111
+    start:Tensor,      # atoms, (d_sae, d_in)
+    least:float=.8,    # cosine: 2602.14111
 ):
-    "Turn atoms that have left a cone around where they began back to its rim; they keep their lengths."
+    "Turn atoms that have left a cone around where they began back to its rim."
     unit,length = F.normalize(start, dim=1),sae.W_dec.norm(dim=1, keepdim=True)
     along = torch.linalg.vecdot(sae.W_dec, unit)[:,None]
     away = F.normalize(sae.W_dec-along*unit, dim=1)
