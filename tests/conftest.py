@@ -8,6 +8,8 @@ import pytest
 def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: takes more than half a minute')
     config.addinivalue_line('markers', 'browser: needs Chromium')
+    config.addinivalue_line('markers', 'beside: run beside other tests')
+    config.addinivalue_line('markers', 'clock: looks at the clock, so that nothing may run beside it')
 
 def pytest_runtest_logreport(report):
     "Said at once: a run that is stopped has no list of its slowest"

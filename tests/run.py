@@ -14,7 +14,8 @@ root = Path(__file__).resolve().parent.parent
 bin_,runs = Path(sys.executable).parent,root/'_runs'
 workers,nb_limit,pytest_limit,slow_limit = 2,900,3000,5400          # seconds
 beside = [f'test_{n}.py' for n in 'docs faults hygiene store provenance kept kills bombs texts arguments prose plain_install newcomer reading '
-                                   'fuzz assets interop naming gpu servers scale distributed paper_scale paper_scale_medsae'.split()]
+                                   'fuzz assets interop naming gpu servers scale distributed paper_scale paper_scale_medsae '
+                                   'steering steering_vlm small_models small_vision_language geometry stops'.split()]
 
 def env(at_once=1):
     threads = str(max(1, (os.cpu_count() or 1)//at_once))      # processes that run side by side share the cores
@@ -23,6 +24,7 @@ def env(at_once=1):
 
 forks = multiprocessing.get_context('forkserver')
 # glibc gives every large tensor back to the system and asks for it again: a third of the time of an image model on a CPU
+measure_memory = 'test_store','test_scale','test_bombs'                  # as users' processes do
 keep_memory = dict(MALLOC_MMAP_THRESHOLD_=str(2**32), MALLOC_TRIM_THRESHOLD_=str(2**32))
 
 def api_notebooks():
@@ -97,7 +99,7 @@ def pytest_cmd(xml, *more):
 def job(path):
     "(passed, failed, skipped) of what is run beside others: an API notebook, a narrative one, or a file of tests"
     t,xml = time.perf_counter(),runs/f'{path.parent.name}-{path.stem}.xml'
-    if path.suffix=='.py': status,said = call(pytest_cmd(xml, '-m', 'not slow', str(path)), nb_limit); n = counts(xml, status)
+    if path.suffix=='.py': status,said = call(pytest_cmd(xml, '-m', 'not slow and not clock', str(path)), nb_limit, **({} if path.stem in measure_memory else keep_memory)); n = counts(xml, status)
     elif path in narrative_notebooks(): status,said = call(pytest_cmd(xml, f'tests/test_notebooks.py::test_runs[{path.relative_to(root/"nbs").as_posix()}]'), nb_limit, **keep_memory); n = counts(xml, status)
     else: status,said = call_forked(path, nb_limit); n = (int(not status),int(status!=0),0)
     print(f'{"failed" if n[1] else "ok":6} {time.perf_counter()-t:6.1f} s  {path.relative_to(root)}', flush=True)
@@ -124,7 +126,7 @@ def thorough(words):
 def test_pytest(words):
     "(passed, failed, skipped) of the tests that want the machine for themselves: those that look at the clock"
     xml = runs/'pytest.xml'
-    apart = ['-m','not slow','--deselect=tests/test_notebooks.py::test_runs',*(f'--ignore=tests/{f}' for f in beside)] if not words else ['-k',' or '.join(words)]
+    apart = ['-m','not slow and (clock or not beside)','--deselect=tests/test_notebooks.py::test_runs',*(f'--ignore=tests/{f}' for f in beside if f!='test_stops.py')] if not words else ['-k',' or '.join(words)]
     try: status = subprocess.run(pytest_cmd(xml, 'tests', '--durations=5', *apart), cwd=root, env=env(), timeout=pytest_limit).returncode
     except subprocess.TimeoutExpired: status = 124; print(f'pytest stopped after {pytest_limit} s')
     return counts(xml, status)

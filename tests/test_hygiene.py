@@ -333,7 +333,10 @@ def test_slow_tests_are_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(run, 'call', lambda cmd, *a, **kw: asked.append(cmd) or (0,''))
     monkeypatch.setattr(run, 'runs', tmp_path)
     run.job(root/'tests'/'test_scale.py')
-    assert asked[0][asked[0].index('-m',2)+1]=='not slow'
+    assert asked[0][asked[0].index('-m',2)+1]=='not slow and not clock'
+    clock = [f.name for f in sorted((root/'tests').glob('test_*.py')) if '\n@pytest.mark.clock' in f.read_text(encoding='utf-8')]
+    halves = [n for n in clock if n in run.beside]
+    assert halves==['test_stops.py'] and '\npytestmark = pytest.mark.beside' in (root/'tests'/'test_stops.py').read_text(encoding='utf-8')
 
 def test_version_bounds():
     project = tomllib.loads((root/'pyproject.toml').read_text())['project']

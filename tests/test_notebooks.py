@@ -4,7 +4,7 @@ from project import narrative, nb_id, notebooks, outputs, root
 from sae_notebooks.dev.run import parameters, run_nb
 import nbformat
 
-smaller = {'tutorials/01_first_sae.ipynb':dict(n_views=1, d_sae=512, steps=300)} # `make demo` runs it as it stands
+smaller = {'tutorials/01_first_sae.ipynb':dict(n_views=1, d_sae=256, steps=200)} # `make demo` runs it as it stands
 
 @pytest.mark.parametrize('path', notebooks(*narrative), ids=nb_id)
 def test_runs(path, tmp_path):

@@ -7,6 +7,7 @@ from sae_notebooks.acts.combine import store_rows
 from sae_notebooks.acts.store import ActStore
 from sae_notebooks.core.files import BadInput, NotFound
 
+pytestmark = pytest.mark.beside
 ENV = {**os.environ, **dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', TQDM_DISABLE='1')}
 
 # --- sharded training ------------------------------------------------------------------------------------------------
@@ -118,6 +119,7 @@ WORK = dict(extract=('acts.write','save_shard','extract pics --out x/acts'), tra
             fetch=('acts.share','sha256','fetch run/acts x/fetched'), push=('acts.share','find_damage','push run/acts x/pushed'))
 
 @pytest.mark.parametrize('what', [pytest.param(w, marks=pytest.mark.slow) if w in ('measure','page','push') else w for w in WORK])
+@pytest.mark.clock
 def test_ctrl_c_ends_it_within_two_seconds(made, what):
     "In a library that does not return, in the main thread or another, and though SIGINT was ignored when it was started"
     module,name,line = WORK[what]
@@ -126,6 +128,7 @@ def test_ctrl_c_ends_it_within_two_seconds(made, what):
     status,said,took = ends(p, signal.SIGINT)
     assert (status,said)==(130,STOPPED) and took<2, (status,said,took)
 
+@pytest.mark.clock
 def test_ctrl_c_while_a_server_is_asked(made, tmp_path):
     from openai_server import Server
     with Server(lambda *a: '{}', pause=60) as s:
@@ -136,6 +139,7 @@ def test_ctrl_c_while_a_server_is_asked(made, tmp_path):
             status,said,took = ends(p, *signals)
             assert (status,said)==(want,STOPPED) and took<2, (status,said,took)
 
+@pytest.mark.clock
 def test_ctrl_c_during_imports(made):
     "From the moment at which the command listens: it does so before anything large is imported"
     p = start(made, 'train run/acts --out x/none')
@@ -155,11 +159,13 @@ def turned(*a):
 module.find_damage = turned
 '''+PROGRAM
 
+@pytest.mark.clock
 def test_ctrl_c_that_a_library_turns_into_another_error(made):
     p = start(made, 'verify run/acts', TURNED)
     assert p.stdout.readline()=='here\n'
     assert ends(p, signal.SIGINT)[:2]==(130,STOPPED)
 
+@pytest.mark.clock
 def test_ctrl_c_ends_a_notebook_and_its_kernel(tmp_path):
     import nbformat
     cells = [f'import os,time; open({str(tmp_path/"pid")!r},"w").write(str(os.getpid()))','time.sleep(60)']
