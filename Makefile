@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := nbs/tutorials/01_first_sae.ipynb
 
-.PHONY: demo test thorough docs lab export refresh clean help
+.PHONY: demo test thorough gpu docs lab export refresh clean help
 .DEFAULT_GOAL := help
 
 help:     ## this list
@@ -24,6 +24,9 @@ test: $(READY)     ## every test; the last line is 'N passed, N failed'
 
 thorough: $(READY)     ## what `make test` leaves out: coverage of intervals, speed, long runs of fuzzing and kills, 200,000 rows; before a release
 	@$(BIN)/python tests/run.py --slow
+
+gpu:     ## what a GPU is good for, timed into tests/bench/results/gpu.json in 9 minutes; PYTHON: any that has a CUDA torch and what the package imports
+	@$(PYTHON) tests/bench/gpu.py
 
 docs: $(READY)     ## the site, in _docs/
 	@$(BIN)/sae-notebooks docs

@@ -14,7 +14,7 @@ root = Path(__file__).resolve().parent.parent
 bin_,runs = Path(sys.executable).parent,root/'_runs'
 workers,nb_limit,pytest_limit,slow_limit = 2,900,3000,5400          # seconds
 beside = [f'test_{n}.py' for n in 'docs faults hygiene store provenance kept kills bombs texts arguments prose plain_install newcomer reading '
-                                   'fuzz assets interop naming servers scale distributed paper_scale paper_scale_medsae '
+                                   'fuzz assets interop naming gpu servers scale distributed paper_scale paper_scale_medsae '
                                    'steering steering_vlm small_models small_vision_language geometry stops'.split()]
 
 def env(at_once=1):

@@ -7,7 +7,7 @@ from sae_notebooks.saes.base import make_sae
 from sae_notebooks.saes.interop import read_sae, save_as
 
 peers = os.environ.get('SAE_NOTEBOOKS_PEERS')
-pytestmark = pytest.mark.skipif(not peers, reason="set SAE_NOTEBOOKS_PEERS to a folder with the environments of sae-lens, dictionary-learning, eai-sparsify, lm-eval, repeng and sae-dashboard")
+pytestmark = pytest.mark.skipif(not peers, reason="set SAE_NOTEBOOKS_PEERS to a folder with the environments of sae-lens, dictionary-learning, eai-sparsify, lm-eval, repeng, sae-dashboard and visaebench")
 
 def python_of(venv):
     "A peer's interpreter; a test whose environment is not there is skipped"
@@ -195,3 +195,52 @@ b = NeuronpediaDashboardBatch(**json.load(open(p+"/np/batch-0.json"))); torch.sa
     ours = json.load(open(tmp_path/'np'/'batch-0.json')); assert {k:d[k] for k in ours if k!='features'}=={k:v for k,v in ours.items() if k!='features'}
     (mine,),(theirs,) = ours['features'],d['features']; assert {k:theirs[k] for k in mine if k!='activations'}=={k:v for k,v in mine.items() if k!='activations'} # they add fields of later versions
     assert [{k:t[k] for k in m} for m,t in zip(mine['activations'],theirs['activations'])]==mine['activations'] and mine['activations'][0]['values']==[0.,2.,0.]
+
+VISAEBENCH = '''
+import numpy as np, visaebench.metrics.spatial_coherence.localization as loc, visaebench.metrics.reconstruction.downstream as down
+a = torch.load(p+"/given.pt")
+class S:
+    def encode(self, x): z = (x-a["b_dec"])@a["W_enc"]+a["b_enc"]; return z*(z>a["threshold"])
+    def decode(self, f): return f@a["W_dec"]+a["b_dec"]
+m = loc.FeatureLocalization(grid_size=a["shape"], min_images_per_feature=5, max_images_per_feature=10**6, max_features=10**6)
+r = m.compute(S(), a["acts"], device="cpu")
+d = down.DownstreamPreservation().compute(S(), a["acts"], device="cpu", labels=a["labels"])
+torch.save(dict(value=r.value, each=r.metadata["per_feature_scores"], ratio=d.value, **{k:d.metadata[k] for k in ("accuracy_original","accuracy_reconstructed")}), p+"/out.pt")
+'''
+
+def test_visaebench_agrees(tmp_path):
+    "Localization and downstream preservation of one real SAE of patches, by ViSAEBench's own package and by ours"
+    import numpy as np
+    from sklearn.model_selection import train_test_split
+    from sae_notebooks import extract, load_vision, open_images, train
+    from sae_notebooks.core.split import given_split
+    from sae_notebooks.metrics.probing import downstream_preservation
+    from sae_notebooks.metrics.spatial import spatial_coherence
+    photos = open_images('photos')
+    photos = photos.where(range(0, len(photos), max(1, len(photos)//200)))
+    store = extract(load_vision('small_vision_language'), photos, tmp_path/'patches', 'vision.resid_post.-1', 'patches', progress=False)
+    x,n = store[:].float(),len(store.items)
+    P = len(x)//n; side = int(P**.5)
+    sae = train(x, 'batchtopk', sae_options=dict(d_sae=192, k=8), steps=300, lr=2e-3, progress=False)
+    kind = np.unique(store.items.label, return_inverse=True)[1]
+    some = np.bincount(kind)[kind]>=5 # their split takes two of a class
+    keep = torch.from_numpy(np.repeat(some,P))
+    x,kind,n = x[keep],np.unique(kind[some], return_inverse=True)[1],int(some.sum())
+    acts = x.view(n,P,-1)
+    given = dict({k:getattr(sae,k).detach() for k in ('W_enc','b_enc','W_dec','b_dec','threshold')}, acts=acts, labels=kind.tolist(), shape=(side,side))
+    torch.save(given, tmp_path/'given.pt')
+    script = f'import torch\np={str(tmp_path)!r}\n'+VISAEBENCH
+    r = subprocess.run([python_of('visaebench'),'-c',script], capture_output=True, text=True, timeout=600, env=dict(os.environ, HF_HUB_OFFLINE='1'))
+    assert r.returncode==0, r.stderr[-2500:]
+    theirs = torch.load(tmp_path/'out.pt')
+    with torch.no_grad(): codes,recons = sae.codes(x),sae(x)
+    ours = spatial_coherence(codes, (side,side), min_images=5).table()
+    each = {i:v for i,v in enumerate(theirs['each']) if v is not None}
+    assert list(each)==ours.index.tolist() and len(each)>50
+    assert np.allclose(ours.moran, list(each.values()), atol=1e-5) and abs(ours.moran.mean()-theirs['value'])<1e-5
+    fit,test = train_test_split(np.arange(n), test_size=.2, stratify=kind, random_state=42)
+    part = np.full(n, 'fit', dtype=object); part[test] = 'test'; part[fit[0]] = 'choose'
+    pooled = [v.view(n,P,-1).mean(1) for v in (x,recons)]
+    t = downstream_preservation(*pooled, kind, given_split(part), scaled=False, draws=10)
+    assert abs(t.accuracy['activations']-theirs['accuracy_original'])<1e-9
+    assert abs(t.accuracy['reconstructions']-theirs['accuracy_reconstructed'])<1e-9 and abs(t.ratio['reconstructions']-theirs['ratio'])<1e-9

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core.options import with_options
-from ..core.compat import one_core
+from ..core.compat import kept_memory, one_core
 from ..core.files import BadInput, make_folder, progress_bar
 from ..core.folders import alone, keep_others
 from ..core.tensors import tensor_key
@@ -347,7 +347,8 @@ def extract(
         w = StoreWriter(out, run.meta(size), data.items, cfg.dtype, append, rank, cfg.nonfinite)
         mine = [] if w.finished else [s for s in range(rank, n_shards, world) if s+w.base not in w.done]
         todo = sum(min((s+1)*size,len(data))-s*size for s in mine)
-        with progress_bar(show=progress and rank==0, total=todo, unit='item', desc='extract') as bar:
+        shown = dict(show=progress and rank==0, total=todo, unit='item', desc='extract')
+        with kept_memory(torch.device(run.model.device).type=='cpu'), progress_bar(**shown) as bar:
             _collect(run, w, mine, size, bar)
         wait()
         if rank==0: w.close(n_shards)

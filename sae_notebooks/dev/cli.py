@@ -175,7 +175,7 @@ def architecture_options()->dict: # name -> inspect.Parameter
 
 # %% ../../nbs/dev/30_cli.ipynb #1a3a17c7
 _train_settings = '''steps batch_size lr lr_rule warmup decay sparsity_warmup clip aux dead_after resample_every average
-precision patience seed log_every checkpoint_every'''
+freeze precision patience seed log_every checkpoint_every'''
 
 def _train_options():
     from sae_notebooks.training.loop import TrainConfig

@@ -32,8 +32,8 @@ from .checkpoint import go_back, load_state, optim_tensors, restore_optim, save_
 from .group import find_group
 from .log import JsonLines
 from .origin import check_origin, hold_out, items_record, origin, other_origin
-from .rules import aux_loss, clip_in_optimiser, drop_parallel, follow, learning_rate, resample
-from .rules import press, set_rate, wish_l0
+from .rules import aux_loss, clip_in_optimiser, drop_parallel, follow, freezes, hold
+from .rules import learning_rate, press, resample, set_rate, stay_near, wish_l0
 
 # %% ../../nbs/training/20_loop.ipynb #7f952191
 @dataclass
@@ -51,6 +51,7 @@ class TrainConfig:
     aux:float=1/32             # weight of the auxiliary loss that revives dead features
     dead_after:int|None=None   # rows without firing that make a feature dead; None: 5 times the data, at most 10⁷
     resample_every:int=0       # steps between restarts of dead features; 0: never
+    freeze:str|None=None       # what stays as it began: decoder, soft-decoder or encoder; for baselines
     average:float=0.           # share that an average of the weights keeps at each step, as .999; 0: the last weights
     scale:bool=True            # divide rows by their root mean square length, and fold it back at the end
     precision:str='auto'       # auto, exact, float32 or bfloat16: see below
@@ -65,6 +66,8 @@ class TrainConfig:
         if self.steps<1 or self.batch_size<1: raise BadInput('steps and batch_size must be at least 1')
         if self.precision not in precisions: raise BadInput(f'precision is one of {precisions}, not {self.precision!r}')
         if not 0<=self.average<1 or not self.clip>0: raise BadInput('average must lie in [0,1) and clip above 0')
+        if self.freeze not in freezes: raise BadInput(f'freeze is one of {freezes[1:]}, not {self.freeze!r}')
+        if self.freeze and self.resample_every: raise BadInput('what is frozen cannot start again: resample_every=0')
         learning_rate(0, 1, self) # refuses a rule that there is not
         self.betas = tuple(self.betas)
 
@@ -112,6 +115,7 @@ class Run:
         self.idle = torch.zeros(len(self.sae.W_dec), dtype=torch.int64, device=device) # rows since a feature fired
         self.dead_after = cfg.dead_after or min(5*len(store), 10_000_000)
         self.avg = {n:p.detach().clone() for n,p in self.sae.named_parameters()} if cfg.average else {}
+        self.first = self.sae.W_dec.detach().clone() if cfg.freeze=='soft-decoder' else None # the atoms as they began
 
     @property
     def done(self)->bool: return self.step>=self.cfg.steps or 0<self.cfg.patience<=self.stale
@@ -159,11 +163,13 @@ def train_step(
     dead = run.dead() if run.step*n>=run.dead_after else None
     run.opt.zero_grad()
     run.backward(fit, x, dead)
+    hold(sae, cfg.freeze)
     if sae.unit_norm: drop_parallel(sae)
     run.clip()
     set_rate(run.opt, learning_rate(run.step, run.d_sae, cfg))
     run.opt.step()
-    if sae.unit_norm: unit_atoms(sae)
+    if sae.unit_norm and cfg.freeze!='decoder': unit_atoms(sae)
+    if run.first is not None: stay_near(sae, run.first)
     run.idle += n
     run.idle.masked_fill_(run.group.fired(fit.fired()), 0)
     run.step += 1
@@ -211,7 +217,7 @@ def evaluate(
 def _results(run): # copies of the SAEs as they would be if the run ended here
     saes = run.copies()
     for sae in saes:
-        if run.avg and sae.unit_norm: unit_atoms(sae)
+        if run.avg and sae.unit_norm and run.cfg.freeze!='decoder': unit_atoms(sae)
         if hasattr(sae,'calibrate'): sae.calibrate(run.sample)
     return saes
 
@@ -449,6 +455,8 @@ def train(
     d_in = store.d_in if isinstance(store, ActStore) else store.shape[1]
     if isinstance(sae, str): sae = make_sae(sae, d_in=d_in, **(sae_options or {}))
     if sae.d_in!=d_in: raise BadInput(f'the SAE reads rows of {sae.d_in}, the store holds rows of {d_in}')
+    if cfg.freeze=='encoder' and sae.weighs:
+        raise BadInput(f'the L0 of {sae.architecture} follows from its encoder: freeze that of topk or batchtopk')
     check_device(device)
     wish_l0(sae)
     labels,out = _read_labels(labels, sae, len(store)),make_folder(out) if out else None
