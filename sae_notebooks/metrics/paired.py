@@ -59,8 +59,8 @@ def verdict(
 def compare(
     a:FeatureReport, # measured
     b:FeatureReport, # measured on the same images, with the same draws and seed
-)->pd.DataFrame:     # one row a number: a, b, difference (a-b), lo, hi, p, mdd (the smallest that is told), verdict
-    "Paired comparison of two reports; what is less than `mdd` is no difference. Raises `BadInput` when they are not of the same images."
+)->pd.DataFrame:     # one row a number: a, b, difference (a-b), lo, hi, p, mdd (the smallest told), verdict
+    "Paired comparison of two reports; less than `mdd` is no difference. Raises `BadInput` for different images."
     _same_question(a.summary, b.summary)
     rows = {}
     for k in sorted(set(a.draws)&set(b.draws)):

@@ -134,7 +134,8 @@ _Names = make_dataclass('_Names', _optional(a=(_Figure,'auroc lo hi null null_lo
 _Reading = make_dataclass('_Reading', _optional(a=(_Figure,'white'), b=(_Word,'background')))
 
 Summary = make_dataclass('Summary', _optional(
-    figures=(_Figure,'''fve fve_lo fve_hi fve_mdd ms_mdd purity_mdd l0 floor purity_floor fms_star ms ms_lo ms_hi ms_median ms_top lift meaningful
+    figures=(_Figure,'''fve_mdd ms_mdd purity_mdd
+                        fve fve_lo fve_hi l0 floor purity_floor fms_star ms ms_lo ms_hi ms_median ms_top lift meaningful
                         purity purity_lo purity_hi purity_median training_share'''),
     counts=(_Count,'items images parts dead dense undefined near_copies groups largest_group'),
     words=(_Word,'model evaluator images_hash contents_hash rule rows kind pool'),
