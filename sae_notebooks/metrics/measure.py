@@ -476,14 +476,14 @@ def _resamples(s, parts, count, cfg):
 
 # %% ../../nbs/metrics/85_measure.ipynb #73196a33
 def _middle(f, s, boots, top):
-    "Means over the features `f`, with 95 % intervals over images; the median and the top beside them."
+    "Means over the features `f`, with 95 % intervals over images and the smallest difference that two such means show."
     out = dict(ms=f.ms.mean(), ms_median=f.ms.median(), ms_top=top, lift=f['lift'].mean(),
                meaningful=float((f.q<=.05).mean()) if len(f) else None)
     if 'purity' in boots: out.update(purity=f.purity.mean(), purity_median=f.purity.median())
     explained = fve(s.err[0].sum(), s.recon.sq_dev()).item()
     for k,v in boots.items():
         mid,half = out.get(k, explained),1.96*np.nanstd(v, ddof=1) if np.isfinite(v).sum()>1 else np.nan
-        out |= {f'{k}_lo':mid-half, f'{k}_hi':mid+half}
+        out |= {f'{k}_lo':mid-half, f'{k}_hi':mid+half, f'{k}_mdd':2**.5*half} # `mdd` of metrics.reliability
     return out
 
 # %% ../../nbs/metrics/85_measure.ipynb #e3c48383

@@ -59,8 +59,8 @@ def verdict(
 def compare(
     a:FeatureReport, # measured
     b:FeatureReport, # measured on the same images, with the same draws and seed
-)->pd.DataFrame:     # one row a number: a, b, difference (a-b), lo, hi, p, verdict
-    "Paired comparison of two reports. Raises `BadInput` when they are not of the same images."
+)->pd.DataFrame:     # one row a number: a, b, difference (a-b), lo, hi, p, mdd (the smallest told), verdict
+    "Paired comparison of two reports; less than `mdd` is no difference. Raises `BadInput` for different images."
     _same_question(a.summary, b.summary)
     rows = {}
     for k in sorted(set(a.draws)&set(b.draws)):
@@ -68,7 +68,8 @@ def compare(
         if va is None or vb is None or not np.isfinite(a.draws[k]-b.draws[k]).any(): continue
         rows[k] = paired_difference(va, vb, a.draws[k], b.draws[k])
     table = pd.DataFrame(rows, dtype=float).T.rename_axis('number')
-    return table.assign(verdict=[verdict(*r) for r in table[['lo','hi']].to_numpy()]) if rows else table
+    if not rows: return table
+    return table.assign(mdd=(table.hi-table.lo)/2, verdict=[verdict(*r) for r in table[['lo','hi']].to_numpy()])
 
 # %% ../../nbs/metrics/90_paired.ipynb #a52cefe8
 def _same_question(a, b):

@@ -6,7 +6,7 @@
 __all__ = ['jackknife', 'variance_parts', 'mdd', 'noise', 'agreement', 'Dictionary', 'found', 'control_panel', 'absorbed',
            'at_l0', 'seeds_needed', 'discrimination']
 
-# %% ../../nbs/metrics/96_reliability.ipynb #668b30f4
+# %% ../../nbs/metrics/96_reliability.ipynb #f652b911
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -23,12 +23,12 @@ from ..core.files import BadInput
 from ..core.seeds import seeded
 from ..core.synthetic import PlantedTree
 
-# %% ../../nbs/metrics/96_reliability.ipynb #9367a470
+# %% ../../nbs/metrics/96_reliability.ipynb #02e366a7
 _links = dict(none=(lambda v:v, lambda v:v), log=(np.log, np.exp),
               fisher=(lambda v:np.arctanh(np.clip(v,-1+1e-9,1-1e-9)), np.tanh),
               ratio=(lambda v:-np.log1p(-np.minimum(v,1-1e-12)), lambda v:-np.expm1(-v))) # of v/(1-v) plus one
 
-# %% ../../nbs/metrics/96_reliability.ipynb #5822e8ba
+# %% ../../nbs/metrics/96_reliability.ipynb #45a89c15
 def jackknife(
     stat,             # function of what is kept, a bool array for each kind of unit, to a number
     *sizes:int,       # how many units of each kind there are
@@ -47,7 +47,7 @@ def jackknife(
     half = student.ppf(.5+level/2, max(df,1))*se if se!=0 else 0.
     return value,back(to(value)-half),back(to(value)+half)
 
-# %% ../../nbs/metrics/96_reliability.ipynb #25e321d5
+# %% ../../nbs/metrics/96_reliability.ipynb #20f21e60
 def variance_parts(
     scores,  # by unit and rerun, and by judge where there are several: (units, reruns) or (units, reruns, judges)
 )->pd.Series: # variance of each part, which may come out below zero where it is nothing
@@ -64,7 +64,7 @@ def variance_parts(
         out[' × '.join(names[a] for a in A)] = part/np.prod([s.shape[a] for a in axes if a not in A])
     return pd.Series(out, name='variance')
 
-# %% ../../nbs/metrics/96_reliability.ipynb #9c9abeb3
+# %% ../../nbs/metrics/96_reliability.ipynb #3659f190
 def _table(scores):
     s = np.asarray(scores, float)
     if s.ndim not in (2,3) or min(s.shape)<2:
@@ -73,7 +73,7 @@ def _table(scores):
     if ok.sum()<2: raise BadInput(f'{ok.sum()} of {len(s)} units have a score in every rerun: two are needed')
     return s[ok]
 
-# %% ../../nbs/metrics/96_reliability.ipynb #0ac6cbe1
+# %% ../../nbs/metrics/96_reliability.ipynb #5ce57f4d
 def mdd(
     sem,             # standard error of one run, or of one run where both are scored on the same items
     runs:int=1,      # runs that are averaged, of each
@@ -84,7 +84,7 @@ def mdd(
         raise BadInput(f'power lies between 0 and 1 and runs are 1 or more, not {power}, {runs}')
     return (norm.ppf(.975)+norm.ppf(power))*2**.5*sem/runs**.5
 
-# %% ../../nbs/metrics/96_reliability.ipynb #148665a3
+# %% ../../nbs/metrics/96_reliability.ipynb #97b3fbb4
 def noise(
     scores,           # by unit and rerun, and by judge: (units, reruns) or (units, reruns, judges)
 )->pd.DataFrame:      # value, lo, hi of each number below
@@ -101,12 +101,12 @@ def noise(
     rows |= {k.replace('sem','mdd'):tuple(mdd(np.array(rows[k]))) for k in ('sem','sem_paired')}
     return pd.DataFrame(rows, ['value','lo','hi']).T.rename_axis('noise')
 
-# %% ../../nbs/metrics/96_reliability.ipynb #9f3c6e9f
+# %% ../../nbs/metrics/96_reliability.ipynb #88f879f6
 def _sem(s): return s.var(1, ddof=1).mean()**.5
 def _sem_paired(s): # what all units have in common in a rerun cancels
     return ((s-s.mean(0)).var(1, ddof=1).mean()*len(s)/(len(s)-1))**.5
 
-# %% ../../nbs/metrics/96_reliability.ipynb #6aa6d546
+# %% ../../nbs/metrics/96_reliability.ipynb #9b9dd140
 def _again(s, judges=False):
     "Share of the variance of a single rerun that belongs to the units, for one judge or for all."
     mean = s.mean(1)
@@ -115,7 +115,7 @@ def _again(s, judges=False):
     if judges: own = variance_parts(s)['unit']
     return own/all_ if all_>0 else np.nan
 
-# %% ../../nbs/metrics/96_reliability.ipynb #249987df
+# %% ../../nbs/metrics/96_reliability.ipynb #dc1ea6e5
 def _rank_corr(a, b, given=None):
     a,b = (rankdata(v)-(len(v)+1)/2 for v in (a,b))
     if given is not None:
@@ -124,7 +124,7 @@ def _rank_corr(a, b, given=None):
     size = (a@a*(b@b))**.5
     return a@b/size if size>1e-9*len(a) else np.nan
 
-# %% ../../nbs/metrics/96_reliability.ipynb #aeeda1be
+# %% ../../nbs/metrics/96_reliability.ipynb #41dc4e1b
 def agreement(
     score,           # of each SAE, or feature; NaN is left out, (n,)
     truth,           # F1, or another truth, of the same, (n,)
@@ -147,14 +147,14 @@ def agreement(
     if z is None: return out
     return out|dict(zip(('partial','partial_lo','partial_hi'), jackknife(partial, *sizes, link='fisher')))
 
-# %% ../../nbs/metrics/96_reliability.ipynb #49a9ef16
+# %% ../../nbs/metrics/96_reliability.ipynb #16495e83
 @dataclass
 class Dictionary:
     "Features of some rows and the directions they stand for, whoever made them."
     acts:Tensor  # feature activations, (n, d_sae)
     W_dec:Tensor # directions, (d_sae, d_in)
 
-# %% ../../nbs/metrics/96_reliability.ipynb #32ade2a4
+# %% ../../nbs/metrics/96_reliability.ipynb #c29dd537
 def found(
     d:Dictionary,      # to be judged
     codes:Codes,       # planted, of the same rows, (n, n_features)
@@ -174,7 +174,7 @@ def found(
     mcc = cos.abs()[rows,cols].mean().item()
     return t,dict(f1=t.f1.mean(), mcc=mcc, uniqueness=t.feature.nunique()/len(t), l0=on.double().sum(1).mean().item())
 
-# %% ../../nbs/metrics/96_reliability.ipynb #53e7ac69
+# %% ../../nbs/metrics/96_reliability.ipynb #32bbe7ea
 def control_panel(
     planted:PlantedTree, # from `plant_tree`
     x:Tensor,            # rows, (n, d_in)
@@ -196,7 +196,7 @@ def control_panel(
             'absorbed':absorbed(a, planted), 'merged':Dictionary(a[:,one]+a[:,two], D[one]+D[two]),
             'decoder permuted':Dictionary(a, D[turned]), 'random':Dictionary(at_l0(x@W.T, len(codes.val)/len(x)), W)}
 
-# %% ../../nbs/metrics/96_reliability.ipynb #8f099b25
+# %% ../../nbs/metrics/96_reliability.ipynb #b9104614
 def absorbed(
     a:Tensor,            # planted activations, (n, n_features)
     planted:PlantedTree,
@@ -209,7 +209,7 @@ def absorbed(
         W[k] += W[p]
     return Dictionary(out, W)
 
-# %% ../../nbs/metrics/96_reliability.ipynb #281ebe37
+# %% ../../nbs/metrics/96_reliability.ipynb #51fc5bcf
 def at_l0(
     pre_acts:Tensor, # (n, d_sae)
     l0:float,        # active features in a row, on average
@@ -218,7 +218,7 @@ def at_l0(
     cut = pre_acts.flatten().topk(max(1,round(l0*len(pre_acts)))).values[-1]
     return torch.where(pre_acts>=cut, pre_acts, 0.).clamp_min(0)
 
-# %% ../../nbs/metrics/96_reliability.ipynb #d2c16c07
+# %% ../../nbs/metrics/96_reliability.ipynb #b8885089
 def seeds_needed(
     difference:float, # true difference of two settings
     sd:float,         # of the difference, between seeds
@@ -231,13 +231,13 @@ def seeds_needed(
     enough = _sds_seen(power, most)*sd<=abs(difference)
     return 2+int(np.argmax(enough)) if enough[-1] else most
 
-# %% ../../nbs/metrics/96_reliability.ipynb #8633515e
+# %% ../../nbs/metrics/96_reliability.ipynb #64b717bc
 @lru_cache
 def _sds_seen(power, most): # differences that two seeds, three, … can tell, in standard deviations
     R = np.arange(2, most+1)
     return (student.ppf(.975,R-1)+student.ppf(power,R-1))/R**.5
 
-# %% ../../nbs/metrics/96_reliability.ipynb #0606fe2e
+# %% ../../nbs/metrics/96_reliability.ipynb #07d2a94c
 def discrimination(
     scores,          # by setting and seed, (settings, seeds)
     sem:float=0.,    # of one run where both are scored on the same items: `sem_paired` of `noise`
@@ -255,26 +255,26 @@ def discrimination(
     if at is not None: rows['tau'] = jackknife(ask(_tau, np.asarray(at)), *s.shape, link='fisher')
     return pd.DataFrame(rows, ['value','lo','hi']).T.rename_axis('discrimination')
 
-# %% ../../nbs/metrics/96_reliability.ipynb #a1e202c9
+# %% ../../nbs/metrics/96_reliability.ipynb #25fa7e0a
 def _share(s): # of the variance of one number that is the settings'
     within = s.var(1, ddof=1).mean()
     own = s.mean(1).var(ddof=1)-within/s.shape[1]
     return own/(own+within) if own+within>0 else 0.
 
-# %% ../../nbs/metrics/96_reliability.ipynb #5d7fb56d
+# %% ../../nbs/metrics/96_reliability.ipynb #5d5e84ab
 def _gaps(s): # differences of settings, seed by seed, (pairs, seeds)
     a,b = np.triu_indices(len(s), 1)
     return s[a]-s[b]
 
-# %% ../../nbs/metrics/96_reliability.ipynb #b13afb4d
+# %% ../../nbs/metrics/96_reliability.ipynb #122b1f5c
 def _separable(s, sem):
     d = _gaps(s)
     return ((abs(d.mean(1))>mdd(sem))&((d>0).all(1)|(d<0).all(1))).mean()
 
-# %% ../../nbs/metrics/96_reliability.ipynb #1f078d90
+# %% ../../nbs/metrics/96_reliability.ipynb #8a3daa0e
 def _seeds(s):
     d = _gaps(s)
     return seeds_needed(np.median(abs(d.mean(1))), np.median(d.std(1, ddof=1)))
 
-# %% ../../nbs/metrics/96_reliability.ipynb #248c0076
+# %% ../../nbs/metrics/96_reliability.ipynb #8ce9fd7b
 def _tau(s, at): return np.mean([kendalltau(v, at).statistic for v in s.T])

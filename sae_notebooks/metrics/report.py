@@ -59,8 +59,9 @@ class FeatureReport:
     def __repr__(self):
         s = self.summary
         rows = '' if s.get('rows') in (None,'not recorded') else f'; {s["rows"]}'
+        told = '' if s.get('ms_mdd') is None else f', resolves {s["ms_mdd"]:.3f}'
         return (f'FeatureReport: {len(self.features)} features, {s.get("dead","?")} dead; '
-                f'mean MS {_three(s.get("ms"))} (floor {_three(s.get("floor"))}){rows}')
+                f'mean MS {_three(s.get("ms"))} (floor {_three(s.get("floor"))}{told}){rows}')
 
     def without_codes(self)->'FeatureReport': # to be passed on: codes are most of its size
         "The same without the features of every item; what is known of the strongest stays."
@@ -133,7 +134,8 @@ _Names = make_dataclass('_Names', _optional(a=(_Figure,'auroc lo hi null null_lo
 _Reading = make_dataclass('_Reading', _optional(a=(_Figure,'white'), b=(_Word,'background')))
 
 Summary = make_dataclass('Summary', _optional(
-    figures=(_Figure,'''fve fve_lo fve_hi l0 floor purity_floor fms_star ms ms_lo ms_hi ms_median ms_top lift meaningful
+    figures=(_Figure,'''fve_mdd ms_mdd purity_mdd
+                        fve fve_lo fve_hi l0 floor purity_floor fms_star ms ms_lo ms_hi ms_median ms_top lift meaningful
                         purity purity_lo purity_hi purity_median training_share'''),
     counts=(_Count,'items images parts dead dense undefined near_copies groups largest_group'),
     words=(_Word,'model evaluator images_hash contents_hash rule rows kind pool'),
