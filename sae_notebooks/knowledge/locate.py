@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['locators', 'metrics', 'Units', 'width_at', 'neurons', 'sae_units', 'rows_at', 'found_units', 'unit_scores', 'Located',
-           'firing', 'locate']
+           'firing', 'locate_each', 'locate']
 
 # %% ../../nbs/knowledge/30_locate.ipynb #1d57b9f7
 from dataclasses import dataclass
@@ -189,12 +189,21 @@ def firing(
         on += (units.read(last)>0).sum(0).cpu()
     return on/len(prompts)
 
+# %% ../../nbs/knowledge/30_locate.ipynb #294ddd1e
+def _check_wanted(wanted, metric, facts):
+    "Raises `BadInput` for an unknown locator or metric, no facts, or units of several places."
+    for u,by in wanted.values():
+        if by not in locators: raise BadInput(f'by is one of {", ".join(locators)}, not {by!r}')
+    if metric not in metrics: raise BadInput(f'metric is one of {", ".join(metrics)}, not {metric!r}')
+    if not len(facts): raise BadInput('there is no fact to locate')
+    points = sorted({u.point for u,_ in wanted.values()})
+    if len(points)!=1: raise BadInput(f'units of one point are located together, not of {points}')
+
 # %% ../../nbs/knowledge/30_locate.ipynb #0e15675f
-def locate(
+def locate_each(
     model,                 # a LanguageModel
     facts:Facts,           # that it knows
-    units:Units,
-    by:str='ig',           # one of locators
+    wanted:dict,           # name -> (Units, one of locators), all of one point
     threshold:float=.3,    # share of the largest score of a prompt
     share:float=.5,        # of the prompts in which a unit must be above it
     use:str='locate',      # which prompts
@@ -203,20 +212,30 @@ def locate(
     drop:Tensor|None=None, # units to leave out, bool (units,)
     most:int=32,           # prompts of a batch
     progress:bool=False,   # show a bar
+)->dict:                   # name -> Located
+    "Which units of several kinds have to do with each fact; prompts are read once for all of them."
+    _check_wanted(wanted, metric, facts)
+    q,n = facts.prompts(use),len(facts)
+    sums = {k:[torch.zeros(n,len(u)),torch.zeros(n,len(u))] for k,(u,_) in wanted.items()}
+    count = torch.from_numpy(np.bincount(q.fact, minlength=n)).float()[:,None]
+    bar = progress_bar(total=len(q), show=progress, desc='locating')
+    for at,g in branch_groups(model, q.prompt, q.target, next(iter(wanted.values()))[0].point, most=most):
+        i = torch.as_tensor(q.fact.to_numpy()[at])
+        for k,(units,by) in wanted.items():
+            s = unit_scores(g, units, by, metric, steps).cpu()
+            if drop is not None: s[:,drop] = -torch.inf
+            high = (s>threshold*s.amax(1,keepdim=True))&(s>0)
+            for total,x in zip(sums[k], (s,high.float())): total.index_add_(0, i, x)
+        bar.update(len(at))
+    return {k:Located(u, by, *(x/count for x in sums[k]), share) for k,(u,by) in wanted.items()}
+
+# %% ../../nbs/knowledge/30_locate.ipynb #fa6b2f74
+def locate(
+    model,        # a LanguageModel
+    facts:Facts,  # that it knows
+    units:Units,
+    by:str='ig',  # one of locators
+    **options,    # of `locate_each`: threshold, share, use, metric, steps, drop, most, progress
 )->Located:
     "Which units have to do with each fact. Raises `BadInput` for an unknown locator or metric."
-    if by not in locators: raise BadInput(f'by is one of {", ".join(locators)}, not {by!r}')
-    if metric not in metrics: raise BadInput(f'metric is one of {", ".join(metrics)}, not {metric!r}')
-    if not len(facts): raise BadInput('there is no fact to locate')
-    q = facts.prompts(use)
-    total,votes,count = (torch.zeros(len(facts), k) for k in (len(units),len(units),1))
-    bar = progress_bar(total=len(q), show=progress, desc=f'locating by {by}')
-    for at,g in branch_groups(model, q.prompt, q.target, units.point, most=most):
-        s = unit_scores(g, units, by, metric, steps).cpu()
-        if drop is not None: s[:,drop] = -torch.inf
-        i = torch.as_tensor(q.fact.to_numpy()[at])
-        total.index_add_(0, i, s)
-        votes.index_add_(0, i, ((s>threshold*s.amax(1,keepdim=True))&(s>0)).float())
-        count.index_add_(0, i, torch.ones(len(i),1))
-        bar.update(len(at))
-    return Located(units, by, total/count, votes/count, share)
+    return locate_each(model, facts, {'':(units,by)}, **options)['']
