@@ -162,7 +162,6 @@ def real_size(what): # a call whose time is asked for
     return lambda: by_support(D, idx, torch.ones(idx.shape))
 
 @pytest.mark.slow
-@pytest.mark.clock
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize('what, most', [('pairs',5),('codes',60),('map',60)])
 def test_real_sizes_in_their_time(what, most):
