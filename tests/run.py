@@ -1,4 +1,4 @@
-"""Run everything that can fail: API notebooks with nbdev_test, the rest with pytest, two at a time where no clock is looked at. Last line: `N passed, N failed`.
+"""Run everything that can fail: API notebooks with nbdev_test, the rest with pytest, three at a time where no clock is looked at. Last line: `N passed, N failed`.
 
     python tests/run.py [words that notebook paths or pytest items must contain]
     python tests/run.py --slow [words]    the cells marked `#| slow` and the tests marked slow, which the rest leaves out: coverage of intervals, speed,
@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 root = Path(__file__).resolve().parent.parent
 bin_,runs = Path(sys.executable).parent,root/'_runs'
-workers,nb_limit,pytest_limit,slow_limit = 2,900,3000,5400          # seconds
+workers,nb_limit,pytest_limit,slow_limit = 3,900,3000,5400          # seconds
 beside = [f'test_{n}.py' for n in 'docs faults hygiene store provenance kept kills bombs texts arguments prose plain_install newcomer reading '
                                    'fuzz assets interop naming gpu servers scale distributed paper_scale paper_scale_medsae '
                                    'steering steering_vlm small_models small_vision_language geometry stops'.split()]
@@ -141,7 +141,7 @@ def summarise(done):
     return int(failed>0 or passed==0)
 
 def main(words):
-    "Notebooks and the tests that do not look at the clock two at a time, longest kinds first; then the rest alone"
+    "Notebooks and the tests that do not look at the clock three at a time, longest kinds first; then the rest alone"
     runs.mkdir(exist_ok=True)
     if words[:1]==['--slow']: return thorough(words[1:])
     jobs = [*narrative_notebooks(),*(root/'tests'/f for f in beside),*api_notebooks()] if not words else [p for p in api_notebooks() if any(w in str(p.relative_to(root)) for w in words)]
