@@ -101,6 +101,7 @@ def plant_tree(
     seed:int=0,
 )->PlantedTree:
     "A world with trees and correlations. Raises `BadInput` where the trees or `l0` do not fit."
+    if min(trees,branch,depth)<1: raise BadInput('trees, branch and depth are 1 or more: `plant` makes a world without')
     in_tree = sum(branch**k for k in range(depth+1))
     alone = n_features-trees*(in_tree-1) # without a parent
     if alone<2*trees: raise BadInput(f'{trees} trees of {in_tree} leave too few of {n_features} features')

@@ -103,6 +103,7 @@ def feature_purity(
     "The largest share that one true feature has in the energy of each feature, beside chance. Raises `BadInput`."
     x,on = _true_features(truth),acts!=0
     if len(x)!=len(acts): raise BadInput(f'{len(x)} rows of truth for {len(acts)} rows of activations')
+    if not acts.isfinite().all(): raise BadInput('activations hold NaN or infinite numbers')
     g,n = seeded('shuffled truth',seed),on.sum(0).double()
     null = [_largest_share(acts, x[torch.randperm(len(x), generator=g)]) for _ in range(draws)]
     out = dict(several=on.double().T@(x>0).sum(1).double()/n.clamp_min(1), purity=_largest_share(acts, x),

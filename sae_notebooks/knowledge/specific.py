@@ -35,6 +35,7 @@ def told_apart(
     "How well a unit tells inputs about a fact from others. Raises `BadInput` for an empty side or an odd share."
     on,off,s = np.asarray(on, float),np.asarray(off, float),np.asarray(shares, float)
     if not (len(on) and len(off)): raise BadInput('activations of both sides are needed, of the fact and of others')
+    if not np.isfinite(np.r_[on,off]).all(): raise BadInput('activations hold NaN or infinite numbers')
     if not ((s>=0)&(s<=1)).all(): raise BadInput(f'shares are from 0 to 1, not {shares}')
     above = ((on[:,None]>off).mean()+(on[:,None]>=off).mean())/2
     step = on.mean()-off.mean()

@@ -138,7 +138,10 @@ def downstream_preservation(
     if x.shape!=recons.shape or len(x)!=len(split):
         shapes = f'activations {tuple(x.shape)}, reconstructions {tuple(recons.shape)}'
         raise BadInput(f'{shapes}, {len(split)} rows in the split')
+    if not (x.isfinite()&recons.isfinite()).all(): raise BadInput('activations or reconstructions hold NaN or infinity')
     y,fit = np.asarray(labels),~split.test
+    if len(y)!=len(split): raise BadInput(f'{len(y)} labels for {len(split)} rows')
+    if len(set(y[fit]))<2: raise BadInput('the rows to fit on are all of one class')
     mean = x[fit].mean(0)
     shift,unit = (mean,(x[fit]-mean).square().mean().sqrt()) if scaled else (0.,1.)
     ready = lambda v: ((v-shift)/unit).numpy()

@@ -37,6 +37,7 @@ def jackknife(
 )->tuple:             # the number, and the ends of its interval
     "A number and its interval over several kinds of units at once. Raises `BadInput` for one unit of a kind."
     if min(sizes)<2: raise BadInput(f'an interval needs two units or more of each kind, not {sizes}')
+    if link not in _links: raise BadInput(f'link is one of {", ".join(_links)}, not {link!r}')
     to,back = _links[link]
     value,every = stat(*(np.ones(n,bool) for n in sizes)),[]
     for k,n in enumerate(sizes):

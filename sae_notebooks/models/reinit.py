@@ -53,9 +53,12 @@ def reinitialised(
     keep:str='',        # a pattern of names of parameters that stay, such as '*embed*'
 )->Backbone:            # a copy, its name says what was done
     "The architecture without what it learnt. Raises `BadInput` for batch norms and no items to measure them on."
-    new,norms = copy.deepcopy(model),_batch_norms(model.net)
-    if norms and items is None:
+    names,norms = [n for n,_ in model.net.named_parameters()],_batch_norms(model.net)
+    if keep and not any(fnmatch(n, keep) for n in names):
+        raise BadInput(f'keep={keep!r} is the name of no parameter; there are {", ".join(names[:3])} …')
+    if norms and not (items is not None and len(items)):
         raise BadInput(f'{model.name} has batch norms, whose means go with the weights: items= gives some to measure')
+    new = copy.deepcopy(model)
     for n,p in new.net.named_parameters():
         if not fnmatch(n, keep): p.copy_(redrawn(p, how, seeded(f'reinitialised {n}', seed)))
     if norms: _measure_norms(new, _batch_norms(new.net), items)
